@@ -1,0 +1,27 @@
+"""keodrift: drift fields for one-step generative models, exact and in linear memory."""
+
+from keodrift.costs import Cost
+from keodrift.divergence import sinkhorn_divergence
+from keodrift.drifts import Drift, OneSidedDrift, SinkhornDrift, TwoSidedDrift
+from keodrift.errors import ArgumentError, BackendWarning, ConvergenceWarning
+from keodrift.fields import DriftField
+from keodrift.loss import drift_loss, guidance_weight
+from keodrift.reductions import choose_backend
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArgumentError",
+    "BackendWarning",
+    "ConvergenceWarning",
+    "Cost",
+    "Drift",
+    "DriftField",
+    "OneSidedDrift",
+    "SinkhornDrift",
+    "TwoSidedDrift",
+    "choose_backend",
+    "drift_loss",
+    "guidance_weight",
+    "sinkhorn_divergence",
+]

@@ -1,0 +1,154 @@
+"""Checks of what users pass, once, at the door: typed errors before any computation."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from keodrift.costs import Cost
+from keodrift.errors import (
+    CostError,
+    DeviceError,
+    DtypeError,
+    NonFiniteError,
+    OptionError,
+    ShapeError,
+    TemperatureError,
+    WeightsError,
+)
+
+
+def check_cloud(name: str, points: Tensor, like: Tensor | None = None) -> Tensor:
+    """Checks a cloud ``(…, K, d)`` and returns it detached, in float32 at least.
+
+    Args:
+        name: Name of the argument.
+        points: The cloud.
+        like: The first cloud of the call; batch axes, d, dtype and device must agree with it.
+
+    Raises:
+        ShapeError: Wrong rank, no points, or shapes that disagree.
+        DtypeError: Not a floating-point tensor, or dtypes that disagree.
+        DeviceError: Devices that disagree.
+        NonFiniteError: NaN or infinite coordinates.
+    """
+    if not isinstance(points, Tensor):
+        raise DtypeError(name, type(points).__name__, "a floating-point torch tensor (…, N, d)")
+    if not points.dtype.is_floating_point:
+        raise DtypeError(name, points.dtype, "a floating-point dtype, such as torch.float32")
+    shape = tuple(points.shape)
+    if points.dim() < 2 or points.shape[-1] == 0:
+        raise ShapeError(name, f"shape {shape}", "(…, number of points, d) with d ≥ 1")
+    if points.numel() == 0:
+        raise ShapeError(name, f"shape {shape}", "at least one point")
+    if like is not None:
+        if points.device != like.device:
+            raise DeviceError(name, points.device, f"the device of x, {like.device}")
+        if points.dtype != like.dtype:
+            raise DtypeError(name, points.dtype, f"the dtype of x, {like.dtype}")
+        if points.shape[-1] != like.shape[-1]:
+            raise ShapeError(name, f"d = {shape[-1]}", f"the dimension of x, d = {like.shape[-1]}")
+        if points.shape[:-2] != like.shape[:-2]:
+            raise ShapeError(
+                name, f"batch axes {shape[:-2]}", f"those of x, {tuple(like.shape[:-2])}"
+            )
+    points = points.detach()
+    if points.dtype in (torch.float16, torch.bfloat16):
+        points = points.float()
+    if not bool(torch.isfinite(points).all()):
+        bad = int((~torch.isfinite(points)).sum())
+        raise NonFiniteError(name, f"{bad} NaN or infinite coordinates", "finite coordinates")
+    return points
+
+
+def check_weights(name: str, weights: Tensor | None, points: Tensor) -> Tensor:
+    """Checks weights ``(…, K)`` of a cloud and returns them in float64 with sum 1.
+
+    Raises:
+        ShapeError: Not one weight a point.
+        DeviceError: Not on the device of the cloud.
+        WeightsError: Negative, not finite, or all zero.
+    """
+    shape = points.shape[:-1]
+    if weights is None:
+        return torch.full(shape, 1 / shape[-1], dtype=torch.float64, device=points.device)
+    weights = check_column(name, weights, points)
+    total = weights.sum(-1, keepdim=True)
+    if not bool((total > 0).all()):
+        raise WeightsError(name, "weights that are all zero", "a positive sum in every problem")
+    return weights / total
+
+
+def check_column(name: str, weights: Tensor, points: Tensor) -> Tensor:
+    """Checks non-negative numbers ``(…, K)``, one a point, and returns them in float64."""
+    if not isinstance(weights, Tensor) or weights.dtype.is_complex:
+        raise DtypeError(name, type(weights).__name__, "a real tensor, one weight a point")
+    if weights.device != points.device:
+        raise DeviceError(name, weights.device, f"the device of x, {points.device}")
+    if weights.shape != points.shape[:-1]:
+        raise ShapeError(
+            name, f"shape {tuple(weights.shape)}", f"one weight a point, {tuple(points.shape[:-1])}"
+        )
+    weights = weights.detach().double()
+    if not bool(torch.isfinite(weights).all()):
+        raise WeightsError(name, "NaN or infinite weights", "finite, non-negative weights")
+    if bool((weights < 0).any()):
+        raise WeightsError(name, f"a weight of {float(weights.min()):g}", "non-negative weights")
+    return weights
+
+
+def check_labels(name: str, labels: Tensor, points: Tensor) -> Tensor:
+    """Checks integer labels ``(K,)`` of an unbatched cloud."""
+    if points.dim() != 2:
+        raise ShapeError(name, f"a cloud of shape {tuple(points.shape)}", "an unbatched (N, d)")
+    if not isinstance(labels, Tensor) or labels.dtype.is_floating_point:
+        got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise DtypeError(name, got, "an integer tensor, one label a point")
+    if labels.shape != points.shape[:1]:
+        raise ShapeError(name, f"shape {tuple(labels.shape)}", f"{tuple(points.shape[:1])}")
+    if labels.device != points.device:
+        raise DeviceError(name, labels.device, f"the device of x, {points.device}")
+    return labels
+
+
+def check_tau(tau: object) -> float:
+    """Checks a temperature and returns it as a float.
+
+    Raises:
+        TemperatureError: Not a number, not finite, or not positive.
+    """
+    value = float(tau) if isinstance(tau, Real) and not isinstance(tau, bool) else math.nan
+    if not (math.isfinite(value) and value > 0):
+        needs = "a positive finite number, in the unit of the cost"
+        raise TemperatureError("tau", repr(tau), needs)
+    return value
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Checks that an option is one of the known words."""
+    if value not in choices:
+        raise OptionError(name, repr(value), "one of " + ", ".join(repr(c) for c in choices))
+
+
+def check_positive(name: str, value: object, *, integer: bool = False) -> None:
+    """Checks that a number is positive and finite."""
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    whole = isinstance(value, int) or not integer
+    if not (whole and math.isfinite(number) and number > 0):
+        raise OptionError(name, repr(value), f"a positive {'integer' if integer else 'number'}")
+
+
+def check_cost(cost: Cost, x: Tensor, y: Tensor) -> None:
+    """Tries a user's expression on two points of each cloud.
+
+    Raises:
+        CostError: It fails, or does not return one finite number a pair.
+    """
+    if cost.form != "expression":
+        return
+    values = cost.pairs(x[..., :2, :], y[..., :3, :])
+    if not bool(torch.isfinite(values).all()):
+        raise CostError("cost", f"'{cost.name}' returning NaN or infinity", "finite values")

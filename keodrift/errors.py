@@ -1,0 +1,64 @@
+"""Typed errors and warnings: each names the argument, what it got and what it needs."""
+
+from __future__ import annotations
+
+
+class ArgumentError(ValueError):
+    """A public call was given an argument it cannot work with.
+
+    Attributes:
+        argument: Name of the argument.
+        got: What was passed, in words.
+        needs: What would be accepted, in words.
+    """
+
+    def __init__(self, argument: str, got: object, needs: str) -> None:
+        self.argument, self.got, self.needs = argument, str(got), needs
+        super().__init__(f"{argument}: got {got}, needs {needs}.")
+
+
+class ShapeError(ArgumentError):
+    """An array has the wrong rank, dimension or number of points."""
+
+
+class DtypeError(ArgumentError, TypeError):
+    """An array has the wrong dtype, or two arrays disagree."""
+
+
+class DeviceError(ArgumentError):
+    """Arrays live on different devices; nothing is moved silently."""
+
+
+class NonFiniteError(ArgumentError):
+    """A cloud holds NaN or infinite coordinates."""
+
+
+class WeightsError(ArgumentError):
+    """Weights are negative, not finite or all zero."""
+
+
+class TemperatureError(ArgumentError):
+    """The temperature is not a positive finite number."""
+
+
+class OptionError(ArgumentError):
+    """An option is unknown or contradicts another one."""
+
+
+class CostError(ArgumentError):
+    """A user-defined ground cost does not return one number a pair."""
+
+
+class MissingDependencyError(ImportError):
+    """An optional package is needed for this call."""
+
+    def __init__(self, package: str, purpose: str, extra: str) -> None:
+        super().__init__(f"{purpose} needs the package {package}: pip install 'keodrift[{extra}]'.")
+
+
+class ConvergenceWarning(UserWarning):
+    """A Sinkhorn solve stopped at its cap; raise the cap, the tolerance or the temperature."""
+
+
+class BackendWarning(UserWarning):
+    """An engine was not available and another one answered instead."""

@@ -1,0 +1,172 @@
+"""KeOps, used without leaving a trace: imported late, quiet, with its own compiler flags.
+
+On a CPU the plain sums gain an order of magnitude from vectorised exponentials, which gcc only
+emits under ``-ffast-math``. Given to the *driver*, that flag also links start-up code which
+switches the whole process to flush-to-zero; given to the *compiler proper* (``-Wp,``) it does not.
+The flags apply to this package's sums alone: other KeOps formulas of the process, and our own
+log-sum-exp with its infinities, are compiled as KeOps would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import os
+import platform
+import shutil
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from keodrift.errors import BackendWarning
+
+# gcc on x86-64 is where these were tried; elsewhere KeOps' own flags give the same numbers, slower.
+FAST_FLAGS = (
+    "-march=native -mprefer-vector-width=512 -Wp,-ffast-math"
+    if platform.system() == "Linux" and platform.machine() == "x86_64"
+    else ""
+)
+
+_lock = threading.RLock()
+_compiled: set[object] = set()
+_failure: str | None = None
+
+
+def failure() -> str | None:
+    """Why KeOps cannot answer in this process, or None while it can."""
+    return _failure
+
+
+def missing() -> bool:
+    """Whether no C++ compiler is in sight (``CXX``, else g++ or clang++)."""
+    names = [os.environ.get("CXX", ""), "g++", "clang++"]
+    return not any(name and shutil.which(name) for name in names)
+
+
+def report_failure(error: BaseException) -> None:
+    """Remembers that KeOps cannot compile, and says so once."""
+    global _failure
+    if _failure is None:
+        _failure = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        warnings.warn(
+            f"KeOps could not compile ({_failure}); the tiled engine answers instead. "
+            "KeOps needs a C++ compiler (g++) and the Python headers.",
+            BackendWarning,
+            stacklevel=2,
+        )
+
+
+def load() -> ModuleType:
+    """Imports ``pykeops.torch`` without its start-up messages."""
+    if "pykeops.torch" in sys.modules:
+        return sys.modules["pykeops.torch"]
+    silent = contextlib.redirect_stdout(io.StringIO())
+    with _environment(PYKEOPS_VERBOSE="0"), _floating_point_state(), silent:
+        return importlib.import_module("pykeops.torch")
+
+
+@contextlib.contextmanager
+def session(key: object, *, fast: bool = False) -> Iterator[None]:
+    """Runs KeOps calls quietly, restoring flags, verbosity and floating-point state.
+
+    The first call of each formula may compile, which takes seconds; a file lock keeps processes
+    with a cold cache from colliding there.
+
+    Args:
+        key: Names the formula; known keys skip the file lock.
+        fast: Compile with vectorised exponentials.
+    """
+    with _lock:
+        load()
+        first = (key, fast) not in _compiled
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_quiet())
+            stack.enter_context(_floating_point_state())
+            if fast:
+                stack.enter_context(_flags(FAST_FLAGS))
+            if first:
+                stack.enter_context(_cache_lock())
+            yield
+        _compiled.add((key, fast))
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    keops_verbose = os.environ.get("KEOPS_VERBOSE")
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in [*before.items(), ("KEOPS_VERBOSE", keops_verbose)]:
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    import keopscore
+    import pykeops
+
+    before = pykeops.verbose
+    pykeops.set_verbose(False)
+    try:
+        yield
+    finally:
+        pykeops.verbose = before
+        keopscore.verbose = before
+
+
+@contextlib.contextmanager
+def _flags(extra: str) -> Iterator[None]:
+    """Adds compiler flags; they enter the name of the compiled file, so nothing is shared."""
+    from keopscore.binders import LinkCompile as binder
+    from keopscore.config import config
+
+    config_before, binder_before = config.cpp_flags, binder.cpp_flags
+    config.cpp_flags = f"{config_before} {extra}"
+    binder.cpp_flags = f"{binder_before} {extra}"
+    try:
+        yield
+    finally:
+        config.cpp_flags, binder.cpp_flags = config_before, binder_before
+
+
+@contextlib.contextmanager
+def _floating_point_state() -> Iterator[None]:
+    flushed = _flushes_denormals()
+    try:
+        yield
+    finally:
+        # A module compiled with other flags may have switched the process to flush-to-zero.
+        if _flushes_denormals() != flushed:
+            torch.set_flush_denormal(flushed)
+
+
+def _flushes_denormals() -> bool:
+    small, half = sys.float_info.min, 0.5
+    return small * half == 0.0
+
+
+@contextlib.contextmanager
+def _cache_lock() -> Iterator[None]:
+    from filelock import FileLock
+    from keopscore.config import config
+
+    folder = Path(str(config.get_build_folder()))
+    with FileLock(folder / "keodrift.lock"):
+        yield
+
+
+def genred(*args: Any, **kwargs: Any) -> Any:
+    """``pykeops.torch.Genred``, imported on first use."""
+    return load().Genred(*args, **kwargs)

@@ -1,0 +1,162 @@
+"""KeOps engine: the verbs as symbolic reductions over LazyTensors. Linear memory, low d, GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from keodrift.reductions import compiler
+from keodrift.reductions.kernel import GibbsKernel
+from keodrift.reductions.tiled import TiledKernel
+
+# Stands for −inf inside formulas: exp of it is 0, and differences of it stay finite.
+NEVER = -1e30
+# Up to this d, one scalar variable a coordinate lets the compiler vectorise the loop over atoms.
+SCALAR_COORDINATES = 32
+
+
+class KeopsKernel(GibbsKernel):
+    """Symbolic ``bias_j − c_ij``; formulas compile on first use, once per d and dtype."""
+
+    engine = "keops"
+
+    def _log_sum(self, bias: Tensor) -> Tensor:
+        def run() -> Tensor:
+            logits = self._logits(bias)
+            return logits.logsumexp(dim=logits.dim() - 2, backend=self._device)[..., 0]
+
+        out = self._run("log_sum", run)
+        if out is None:
+            return self._tiled._log_sum(bias)
+        out = out.reshape(self.frame.x.shape[:-1]).double()
+        return out.masked_fill(out.detach() < NEVER / 2, -torch.inf)
+
+    def _average(self, bias: Tensor, values: Tensor) -> Tensor:
+        def run() -> Tensor:
+            logits = self._logits(bias)
+            weights = self._symbol(values, 1)
+            return logits.sumsoftmaxweight(weights, dim=logits.dim() - 2, backend=self._device)
+
+        out = self._run(("average", values.shape[-1]), run)
+        if out is None:
+            return self._tiled._average(bias, values)
+        return out.reshape(*self.frame.x.shape[:-1], values.shape[-1])
+
+    def _plain_sum(self, bias: Tensor, shift: Tensor, values: Tensor | None = None) -> Tensor:
+        frame = self.frame
+        if frame.cost.form != "quadratic" or frame.mask_self:
+            return self._tiled._plain_sum(bias, shift, values)
+
+        def run() -> Tensor:
+            d, v = frame.x.shape[-1], 0 if values is None else values.shape[-1]
+            formula = _plain_formula(d, v, d <= SCALAR_COORDINATES)
+            bias_, rows = bias.clamp_min(NEVER), []
+            for b in range(len(bias)):
+                x, y = self._points
+                columns: Callable[[Tensor], list[Tensor]] = (
+                    _columns if d <= SCALAR_COORDINATES else lambda points: [points]
+                )
+                arguments = [*columns(x[b].detach()), *columns(y[b])]
+                arguments += [-shift[b, :, None], bias_[b, :, None].contiguous()]
+                if values is not None:
+                    arguments.append(values[b].contiguous())
+                rows.append(formula(*arguments, backend=self._device))
+            return torch.stack(rows)
+
+        fast = not bias.is_cuda
+        out = self._run(("plain", None if values is None else values.shape[-1]), run, fast=fast)
+        return self._tiled._plain_sum(bias, shift, values) if out is None else out
+
+    def _floored_sum(self, bias: Tensor, shift: Tensor, values: Tensor, floor: float) -> Tensor:
+        return self._tiled._floored_sum(bias, shift, values, floor)
+
+    # Symbols.
+
+    @property
+    def _device(self) -> str:
+        # Named, because KeOps would otherwise send CPU tensors to a GPU.
+        return "GPU" if self.frame.y.is_cuda else "CPU"
+
+    @cached_property
+    def _tiled(self) -> TiledKernel:
+        return TiledKernel(self.frame, self.batch)
+
+    @cached_property
+    def _points(self) -> tuple[Tensor, Tensor]:
+        """Points scaled so that a quadratic cost is ‖x − y‖², which spares a product a pair."""
+        frame = self.frame
+        factor = 0.5**0.5 if frame.cost.form == "quadratic" else 1.0
+        return (frame.x * factor).contiguous(), (frame.y * factor).contiguous()
+
+    def _symbol(self, array: Tensor, axis: int) -> Any:
+        """``(B, K, v)`` as a LazyTensor over queries (axis 0) or atoms (axis 1)."""
+        array = array.contiguous()
+        array = array.squeeze(0) if len(array) == 1 else array
+        return compiler.load().LazyTensor(array.unsqueeze(-2 if axis == 0 else -3))
+
+    def _logits(self, bias: Tensor) -> Any:
+        frame = self.frame
+        x, y = (self._symbol(points, axis) for axis, points in enumerate(self._points))
+        if frame.cost.form == "quadratic":
+            cost = x.sqdist(y)
+        elif frame.cost.form == "distance":
+            cost = x.sqdist(y).sqrt()
+        else:
+            # A variable, not a number: numbers become parameters that live on the CPU.
+            inverse = torch.full_like(frame.y[..., :1], 1 / frame.tau)
+            cost = frame.cost.expression(x, y) * self._symbol(inverse, 1)
+        logits = self._symbol(bias.clamp_min(NEVER)[..., None], 1) - cost
+        if not frame.mask_self:
+            return logits
+        n, m = frame.x.shape[1], frame.y.shape[1]
+        i, j = (
+            self._symbol(
+                torch.arange(k, dtype=frame.y.dtype, device=frame.y.device)
+                .reshape(1, k, 1)
+                .expand(len(frame.y), k, 1),
+                axis,
+            )
+            for axis, k in enumerate((n, m))
+        )
+        return ((i - j).square() - 0.5).ifelse(logits, 0 * logits + NEVER)
+
+    def _run(
+        self, verb: object, call: Callable[[], Tensor], *, fast: bool = False
+    ) -> Tensor | None:
+        """The result of a KeOps call, or None where KeOps cannot compile it."""
+        if compiler.failure() is not None:
+            return None
+        frame = self.frame
+        key = (verb, frame.x.shape[-1], frame.y.dtype, frame.mask_self, frame.cost, self._device)
+        try:
+            with compiler.session(key, fast=fast):
+                return call()
+        except torch.OutOfMemoryError:
+            raise
+        except (ImportError, OSError, RuntimeError, KeyError, SystemExit) as error:
+            compiler.report_failure(error)
+            return None
+
+
+def _columns(points: Tensor) -> list[Tensor]:
+    return [column.contiguous() for column in points.split(1, -1)]
+
+
+@cache
+def _plain_formula(d: int, v: int, scalar: bool) -> Any:
+    """Σ_j exp(shift_i + bias_j − ‖x_i − y_j‖²) values_j; without values (v = 0), the mass alone."""
+    if scalar:
+        names = [f"X{k}=Vi(1)" for k in range(d)] + [f"Y{k}=Vj(1)" for k in range(d)]
+        square = "+".join(f"Square(X{k}-Y{k})" for k in range(d))
+    else:
+        names, square = [f"X=Vi({d})", f"Y=Vj({d})"], "SqDist(X,Y)"
+    names += ["S=Vi(1)", "B=Vj(1)"]
+    weight = f"Exp(S+B-({square}))"
+    if v > 0:
+        names.append(f"W=Vj({v})")
+        weight += "*W"
+    return compiler.genred(weight, names, reduction_op="Sum", axis=1, sum_scheme="direct_sum")

@@ -1,0 +1,142 @@
+"""Tiled engine: streams cache-sized blocks through BLAS. Linear memory, any d, no compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from keodrift.reductions.dense import exclude_self, raise_to, working_cost
+from keodrift.reductions.kernel import GibbsKernel
+
+# Pairs a tile: its logits and their exponentials stay in a core's cache.
+TILE_PAIRS = 1 << 19
+# Pairs of a block of rows under autograd, where each block is recomputed in the backward pass.
+GRAPH_PAIRS = 1 << 21
+# Largest error of a logit, in units of 1, that matrix products may bring by cancellation.
+LOGIT_ERROR = 1e-4
+
+
+class TiledKernel(GibbsKernel):
+    """Blocks of ``bias_j − c_ij`` with a running maximum along each row of blocks."""
+
+    engine = "tiled"
+
+    def _log_sum(self, bias: Tensor) -> Tensor:
+        if self.frame.x.requires_grad:
+            return self._by_rows(lambda logits: torch.logsumexp(logits, -1).double(), bias, -1)
+        out = [(top + mass.log()) for top, mass, _ in self._stream(bias, None)]
+        return torch.cat(out, -1)
+
+    def _average(self, bias: Tensor, values: Tensor) -> Tensor:
+        if self.frame.x.requires_grad:
+            return self._by_rows(lambda logits: torch.softmax(logits, -1) @ values, bias, -2)
+        out = []
+        for _, mass, total in self._stream(bias, values):
+            out.append(total / mass[..., None].to(total.dtype))
+        return torch.cat(out, -2)
+
+    def _plain_sum(self, bias: Tensor, shift: Tensor, values: Tensor | None = None) -> Tensor:
+        return self._sum(bias, shift, values, 0.0)
+
+    def _floored_sum(self, bias: Tensor, shift: Tensor, values: Tensor, floor: float) -> Tensor:
+        return self._sum(bias, shift, values, floor)
+
+    def _sum(self, bias: Tensor, shift: Tensor, values: Tensor | None, floor: float) -> Tensor:
+        frame = self.frame
+        out = frame.y.new_zeros(*frame.x.shape[:2], 1 if values is None else values.shape[-1])
+        for i, i_end, j, j_end in self._tiles():
+            weights = self._logits(bias, i, i_end, j, j_end)
+            weights = weights.sub_(shift[:, i:i_end, None] + self._row_term(i, i_end)).exp_()
+            if floor > 0:
+                weights = raise_to(floor, weights, frame.mask_self, i, j)
+            out[:, i:i_end] += (
+                weights.sum(-1, keepdim=True) if values is None else weights @ values[:, j:j_end]
+            )
+        return out
+
+    @cached_property
+    def _products(self) -> bool:
+        """Whether ½‖x‖² + ½‖y‖² − x·y is exact enough here; else differences are taken."""
+        frame = self.frame
+        if frame.cost.form != "quadratic" or frame.x.numel() == 0:
+            return False
+        reach = max(float(frame.x.square().sum(-1).max()), float(frame.y.square().sum(-1).max()))
+        return torch.finfo(frame.x.dtype).eps * reach <= LOGIT_ERROR
+
+    @cached_property
+    def _half_norms(self) -> tuple[Tensor, Tensor]:
+        frame = self.frame
+        return frame.x.detach().square().sum(-1) / 2, frame.y.square().sum(-1) / 2
+
+    def _row_term(self, i: int, i_end: int) -> Tensor | float:
+        return self._half_norms[0][:, i:i_end, None] if self._products else 0.0
+
+    def _logits(self, bias: Tensor, i: int, i_end: int, j: int, j_end: int) -> Tensor:
+        """``bias_j − c_ij`` up to the row term, on one tile."""
+        x, y = self.frame.x.detach()[:, i:i_end], self.frame.y[:, j:j_end]
+        if self._products:
+            start = (bias - self._half_norms[1])[:, None, j:j_end]
+            tile = torch.baddbmm(start, x, y.mT)
+        else:
+            tile = bias[:, None, j:j_end] - working_cost(self.frame, x, y)
+        if self.frame.mask_self:
+            tile.neg_()
+            tile = exclude_self(tile, i, j).neg_()
+        return tile
+
+    def _tiles(self) -> Iterator[tuple[int, int, int, int]]:
+        frame = self.frame
+        (b, n, d), m = frame.x.shape, frame.y.shape[1]
+        wide = b * (d if frame.cost.form == "expression" else 1)
+        cols = max(1, min(m, 2048, TILE_PAIRS // wide))
+        rows = max(1, min(n, TILE_PAIRS // (wide * cols)))
+        for i in range(0, n, rows):
+            for j in range(0, m, cols):
+                yield i, min(i + rows, n), j, min(j + cols, m)
+
+    def _stream(
+        self, bias: Tensor, values: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yields ``(top, mass, total)`` of each block of rows: maximum, Σ exp, Σ exp·values."""
+        low = torch.finfo(bias.dtype).min / 4  # finite, so that differences of it are
+        m = self.frame.y.shape[1]
+        for i, i_end, j, j_end in self._tiles():
+            tile = self._logits(bias, i, i_end, j, j_end)
+            peak = tile.amax(-1).clamp_(min=low)
+            if j == 0:
+                top = torch.full_like(peak, low)
+                mass = torch.zeros_like(peak)
+                total = tile.new_zeros(*peak.shape, 0 if values is None else values.shape[-1])
+            new_top = torch.maximum(top, peak)
+            tile.sub_(new_top[..., None]).exp_()
+            decay = (top - new_top).exp_()
+            mass.mul_(decay).add_(tile.sum(-1))
+            if values is not None:
+                total.mul_(decay[..., None]).add_(tile @ values[:, j:j_end])
+            top = new_top
+            if j_end == m:
+                row_term = self._row_term(i, i_end)
+                shift = row_term if isinstance(row_term, float) else row_term[..., 0]
+                yield (top - shift).double(), mass.double(), total
+
+    def _by_rows(self, verb: Callable[[Tensor], Tensor], bias: Tensor, dim: int) -> Tensor:
+        """Applies a verb to blocks of logits that the backward pass computes again."""
+        frame = self.frame
+        (b, n, d), m = frame.x.shape, frame.y.shape[1]
+        rows = max(1, GRAPH_PAIRS // (b * m * d))
+
+        def on_rows(x: Tensor, i: int) -> Tensor:
+            block = working_cost(frame, x, frame.y)
+            if frame.mask_self:
+                block = exclude_self(block, i, 0)
+            return verb(bias[:, None, :] - block)
+
+        parts = [
+            checkpoint(on_rows, frame.x[:, i : i + rows], i, use_reentrant=False)
+            for i in range(0, n, rows)
+        ]
+        return torch.cat(parts, dim)
