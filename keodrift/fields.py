@@ -1,0 +1,192 @@
+"""Drift fields: a data side and a model side, V(z) = m⁺(T⁺(z) − z) − m⁻(T⁻(z) − z).
+
+Each side is a cloud with a bias (SPEC: one formula for every field), so a field can be evaluated
+anywhere; what differs between the methods is how the biases and the masses m± come about.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from keodrift.costs import Cost
+from keodrift.reductions import GibbsKernel, gibbs_kernel
+from keodrift.sinkhorn import Coupling
+
+
+@dataclass(frozen=True)
+class Side:
+    """A cloud with its bias, and how it is reduced.
+
+    Attributes:
+        points: The cloud, ``(…, M, d)``.
+        bias: β_j = log b_j + g_j/τ, float64 ``(…, M)``.
+        cost: The ground cost.
+        tau: Temperature, in the unit of the cost.
+        backend: Engine, or ``"auto"``.
+    """
+
+    points: Tensor
+    bias: Tensor
+    cost: Cost
+    tau: float
+    backend: str = "auto"
+
+    def kernel(self, z: Tensor, mask_self: bool = False) -> GibbsKernel:
+        """The Gibbs kernel between queries ``z (…, N, d)`` and the cloud."""
+        return gibbs_kernel(
+            z, self.points, self.cost, self.tau, mask_self=mask_self, backend=self.backend
+        )
+
+    def pull(
+        self, z: Tensor, velocity: str, mask_self: bool = False, shift: Tensor | None = None
+    ) -> Tensor:
+        """T(z) − z, or −Σ_j softmax_j ∇_z C(z, y_j) for ``velocity="gradient"``; ``(…, N, d)``.
+
+        A ``shift`` near the log-mass at ``z`` makes it cheaper.
+        """
+        kernel = self.kernel(z, mask_self)
+        if velocity == "gradient":
+            return -kernel.mean_cost_gradient(self.bias)
+        pull = kernel.barycentre(self.bias, shift=shift) - z
+        empty = kernel.empty_rows(self.bias)  # nothing left to be pulled by
+        return pull if empty is None else pull.masked_fill(empty[..., None], 0)
+
+    def log_mass(self, z: Tensor, mask_self: bool = False) -> Tensor:
+        """ℓ(z) = log Σ_j exp(β_j − C(z, y_j)/τ), float64 ``(…, N)``."""
+        return self.kernel(z, mask_self).log_mass(self.bias)
+
+
+@dataclass(frozen=True)
+class JointMass:
+    """The masses m⁺ = m⁻ = s⁺s⁻ of Deng et al., Algorithm 2.
+
+    Attributes:
+        data: The data cloud with multiplicities as bias, for the row sums r.
+        model: The same for the model cloud.
+    """
+
+    data: Side
+    model: Side
+
+    def __call__(self, field: DriftField, z: Tensor, mask_self: bool) -> Tensor:
+        """s⁺(z)·s⁻(z) of a field, ``(…, N)``."""
+        rows = self.log_rows(z, mask_self)
+        data, model = field.data.log_mass(z), field.model.log_mass(z, mask_self)
+        return (data + model - rows).exp()
+
+    def log_rows(self, z: Tensor, mask_self: bool) -> Tensor:
+        """Log r(z): row sums over data, particles and extra negatives together."""
+        return torch.logaddexp(self.data.log_mass(z), self.model.log_mass(z, mask_self))
+
+
+@dataclass(frozen=True)
+class DriftField:
+    """A fitted drift, callable at any point.
+
+    Attributes:
+        particles: The particles it was fitted on, ``(…, N, d)``.
+        data: Attraction side.
+        model: Repulsion side: the particles, then extra negatives if there are any.
+        velocity: ``"barycentric"`` or ``"gradient"``.
+        mask_self: Whether a particle is excluded from its own repulsion.
+        dtype: Of the drift; the computation is in float32 at least.
+        mass: The masses m±, or None where they are 1.
+        floor: Pointwise floor of the joint coupling (released Algorithm 2); 0 for none.
+        couplings: Data and model coupling, where the field has marginals to speak of.
+
+    Example:
+        >>> import torch, keodrift as kd
+        >>> x, y = torch.zeros(4, 2), torch.ones(5, 2)
+        >>> kd.SinkhornDrift(tau=1.0).fit(x, y)(torch.zeros(1, 2))
+        tensor([[1., 1.]])
+    """
+
+    particles: Tensor
+    data: Side
+    model: Side
+    velocity: str = "barycentric"
+    mask_self: bool = False
+    dtype: torch.dtype = torch.float32
+    mass: JointMass | None = None
+    floor: float = 0.0
+    couplings: tuple[Coupling, Coupling] | None = None
+
+    def __call__(self, z: Tensor | None = None) -> Tensor:
+        """The drift at ``z (…, K, d)``, or at the particles.
+
+        Args:
+            z: Any points, with the batch axes of the particles; the result is differentiable in
+                them and no pair is masked. By default the particles themselves, where
+                ``mask_self`` applies and no graph is kept.
+
+        Returns:
+            ``(…, K, d)``, in the dtype of the particles (of ``z`` where it is given).
+        """
+        if z is None:
+            with torch.no_grad(), torch.autocast(self.particles.device.type, enabled=False):
+                return self._at(self.particles, self.mask_self).to(self.dtype)
+        with torch.autocast(self.particles.device.type, enabled=False):
+            return self._at(z.to(self.particles.dtype), False).to(z.dtype)
+
+    def _at(self, z: Tensor, mask_self: bool) -> Tensor:
+        if self.floor > 0 and self.mass is not None:
+            return self._floored(self.mass, z, mask_self)
+        shifts: list[Tensor | None] = [None, None]
+        if z is self.particles and self.couplings is not None:
+            # Where the potential on the particles is known, so is their log-mass.
+            shifts = [None if c.row is None else -c.row for c in self.couplings]
+        drift = self.data.pull(z, self.velocity, False, shifts[0])
+        drift = drift - self.model.pull(z, self.velocity, mask_self, shifts[1])
+        if self.mass is None:
+            return drift
+        return self.mass(self, z, mask_self)[..., None].to(drift.dtype) * drift
+
+    def _floored(self, mass: JointMass, z: Tensor, mask_self: bool) -> Tensor:
+        shift = mass.log_rows(z, mask_self) / 2
+        s_data, t_data = self.data.kernel(z).floored(self.data.bias, shift, self.floor)
+        s_model, t_model = self.model.kernel(z, mask_self).floored(
+            self.model.bias, shift, self.floor
+        )
+        return (s_data * s_model)[..., None].to(t_data.dtype) * (t_data - t_model)
+
+    @cached_property
+    def iterations(self) -> int:
+        """Half-steps done on the slower of the two problems; 1 for a one-sided field."""
+        return 1 if self.couplings is None else max(c.iterations for c in self.couplings)
+
+    @cached_property
+    def marginal_error(self) -> Tensor | None:
+        """Larger L1 error of the two couplings' inexact marginals, ``(…,)``; None without any."""
+        if self.couplings is None:
+            return None
+        return torch.maximum(*(c.marginal_error for c in self.couplings))
+
+    @property
+    def converged(self) -> Tensor | None:
+        """Whether both couplings reached their tolerance, ``(…,)`` bool; None without any."""
+        if self.couplings is None:
+            return None
+        return self.couplings[0].converged & self.couplings[1].converged
+
+    def start(self, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Potentials for new clouds: this field's own, as functions, on the new points.
+
+        Args:
+            y: New data, ``(…, M', d)``.
+            z: New model cloud, ``(…, N' + U', d)``.
+
+        Returns:
+            Potentials on ``y`` and ``z`` in units of τ, or None where there are none to carry.
+        """
+        if self.couplings is None:
+            return None
+        data, model = self.couplings
+        side, x = self.data, self.particles
+        new_y, new_z = (
+            gibbs_kernel(cloud, x, side.cost, side.tau, backend=side.backend) for cloud in (y, z)
+        )
+        return data.atoms_potential(new_y), model.atoms_potential(new_z)

@@ -1,0 +1,114 @@
+"""Cold starts: solve for clusters first, at high temperature first, and extend to the points.
+
+What makes Sinkhorn slow are a few numbers, the balance of mass between modes. A clustered problem
+has the same balance and costs k² a pass; its potential is a function, which one pass brings to
+the next finer level. At the coarsest level the temperature comes down from the mean cost by
+factors of 4, one sweep each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from keodrift.costs import Cost
+from keodrift.reductions import gibbs_kernel
+from keodrift.sinkhorn import half_step, solve
+
+CLUSTERS = 1024  # at most, at the finest coarse level
+REFINEMENT = 8  # points a cluster, at least, from level to level
+SMALLEST = 16  # clusters of the coarsest level, at least
+COOLING = 4.0
+
+
+def cold_start(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor,
+    b: Tensor,
+    cost: Cost,
+    tau: float,
+    *,
+    tol: float,
+    max_iterations: int,
+) -> tuple[Tensor, Tensor | None]:
+    """First potentials ``(g, f)`` for `solve`, in units of τ, from ever coarser problems.
+
+    Args:
+        x: Queries, ``(…, N, d)``.
+        y: Atoms, ``(…, M, d)``.
+        a: Weights of x.
+        b: Weights of y.
+        cost: The ground cost.
+        tau: Temperature.
+        tol: Tolerance of the solve that follows; coarse levels are solved to a tenth of it.
+        max_iterations: Cap on the half-steps of each level.
+    """
+    clusters = min(CLUSTERS, x.shape[-2] // REFINEMENT, y.shape[-2] // REFINEMENT)
+    if x.dim() > 2 or clusters < SMALLEST:
+        return _cool(x, y, a, b, cost, tau), None
+    coarse_x, coarse_a = cluster(x, a, clusters)
+    coarse_y, coarse_b = cluster(y, b, clusters)
+    start = cold_start(
+        coarse_x, coarse_y, coarse_a, coarse_b, cost, tau, tol=tol, max_iterations=max_iterations
+    )
+    coarse = solve(
+        gibbs_kernel(coarse_x, coarse_y, cost, tau),
+        coarse_a,
+        coarse_b,
+        tol=tol / 10,
+        max_iterations=max_iterations,
+        start=start,
+        warn=False,
+    )
+    g = half_step(gibbs_kernel(y, coarse_x, cost, tau), coarse_a, coarse.f)
+    f = half_step(gibbs_kernel(x, coarse_y, cost, tau), coarse_b, coarse.g)
+    return g, f
+
+
+def cluster(points: Tensor, weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Means and masses of at most ``k`` clusters: points with their nearest of k samples.
+
+    The samples follow the weights; the draw is fixed, so equal clouds cluster equally.
+
+    Args:
+        points: ``(N, d)``.
+        weights: ``(N,)``, float64, sum 1.
+        k: Number of samples.
+
+    Returns:
+        Centres ``(k', d)`` and their masses ``(k',)`` with k' ≤ k.
+    """
+    generator = torch.Generator().manual_seed(0)
+    alive = int((weights > 0).sum())
+    drawn = torch.multinomial(
+        weights.cpu(), min(k, alive), replacement=False, generator=generator
+    ).to(points.device)
+    nearest = torch.cat([torch.cdist(part, points[drawn]).argmin(-1) for part in _parts(points, k)])
+    mass = torch.zeros(len(drawn), dtype=weights.dtype, device=points.device)
+    mass.index_add_(0, nearest, weights)
+    total = points.new_zeros(len(drawn), points.shape[-1], dtype=torch.float64)
+    total.index_add_(0, nearest, points.double() * weights[:, None])
+    kept = mass > 0
+    return (total[kept] / mass[kept, None]).to(points.dtype), mass[kept]
+
+
+def _parts(points: Tensor, k: int) -> Iterator[Tensor]:
+    yield from points.split(max(1, (1 << 22) // k))
+
+
+def _cool(x: Tensor, y: Tensor, a: Tensor, b: Tensor, cost: Cost, tau: float) -> Tensor:
+    """A potential on y after one sweep at each temperature from the mean cost down to τ."""
+    sample = cost.pairs(
+        x[..., :: max(1, x.shape[-2] // 64), :], y[..., :: max(1, y.shape[-2] // 64), :]
+    )
+    temperature = float(sample.abs().mean())
+    g = torch.zeros_like(b)  # in the unit of the cost
+    while temperature > tau:
+        kernel = gibbs_kernel(x, y, cost, temperature)
+        f = half_step(kernel, b, g / temperature)
+        g = temperature * half_step(kernel.T, a, f)
+        temperature /= COOLING
+    return g / tau
