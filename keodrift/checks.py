@@ -120,7 +120,7 @@ def check_tau(tau: object) -> float:
     Raises:
         TemperatureError: Not a number, not finite, or not positive.
     """
-    value = float(tau) if isinstance(tau, Real) and not isinstance(tau, bool) else math.nan
+    value = float(tau) if isinstance(tau, Real) and type(tau) is not bool else math.nan
     if not (math.isfinite(value) and value > 0):
         needs = "a positive finite number, in the unit of the cost"
         raise TemperatureError("tau", repr(tau), needs)
@@ -135,7 +135,7 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 def check_positive(name: str, value: object, *, integer: bool = False) -> None:
     """Checks that a number is positive and finite."""
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    number = float(value) if isinstance(value, Real) and type(value) is not bool else math.nan
     whole = isinstance(value, int) or not integer
     if not (whole and math.isfinite(number) and number > 0):
         raise OptionError(name, repr(value), f"a positive {'integer' if integer else 'number'}")

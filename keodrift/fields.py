@@ -42,13 +42,16 @@ class Side:
         )
 
     def pull(
-        self, z: Tensor, velocity: str, mask_self: bool = False, shift: Tensor | None = None
+        self, z: Tensor, velocity: str, kernel: GibbsKernel, shift: Tensor | None = None
     ) -> Tensor:
         """T(z) − z, or −Σ_j softmax_j ∇_z C(z, y_j) for ``velocity="gradient"``; ``(…, N, d)``.
 
-        A ``shift`` near the log-mass at ``z`` makes it cheaper.
+        Args:
+            z: Queries, ``(…, N, d)``.
+            velocity: Which of the two.
+            kernel: The Gibbs kernel between ``z`` and the cloud.
+            shift: A guess of the log-mass at ``z``, which makes it cheaper.
         """
-        kernel = self.kernel(z, mask_self)
         if velocity == "gradient":
             return -kernel.mean_cost_gradient(self.bias)
         pull = kernel.barycentre(self.bias, shift=shift) - z
@@ -135,12 +138,14 @@ class DriftField:
     def _at(self, z: Tensor, mask_self: bool) -> Tensor:
         if self.floor > 0 and self.mass is not None:
             return self._floored(self.mass, z, mask_self)
-        shifts: list[Tensor | None] = [None, None]
+        data, model = self.data.kernel(z), self.model.kernel(z, mask_self)
+        shifts: tuple[Tensor | None, ...] = (None, None)
         if z is self.particles and self.couplings is not None:
-            # Where the potential on the particles is known, so is their log-mass.
-            shifts = [None if c.row is None else -c.row for c in self.couplings]
-        drift = self.data.pull(z, self.velocity, False, shifts[0])
-        drift = drift - self.model.pull(z, self.velocity, mask_self, shifts[1])
+            # At the particles the couplings have the kernels, and near enough the log-masses.
+            data, model = (coupling.kernel for coupling in self.couplings)
+            shifts = tuple(None if c.row is None else -c.row for c in self.couplings)
+        drift = self.data.pull(z, self.velocity, data, shifts[0])
+        drift = drift - self.model.pull(z, self.velocity, model, shifts[1])
         if self.mass is None:
             return drift
         return self.mass(self, z, mask_self)[..., None].to(drift.dtype) * drift

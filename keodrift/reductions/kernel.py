@@ -71,10 +71,11 @@ class GibbsKernel(ABC):
         bias, top = self._working(bias)
         row = self.frame.row + top
         if shift is not None and not self.frame.x.requires_grad:
-            guess = shift.reshape(row.shape) - row
-            total = self._sum_about(bias, guess, None)
+            guess = (shift.reshape(row.shape) - row).to(bias.dtype)
+            total = self._sum_about(bias, guess)
             if total is not None:
-                return (row + guess + total[..., 0].double().log()).reshape(*self.batch, -1)
+                found = guess.double() + total[..., 0].double().log()
+                return (row + found).reshape(*self.batch, -1)
         return (row + self._log_sum(bias)).reshape(*self.batch, -1)
 
     def barycentre(
@@ -97,10 +98,9 @@ class GibbsKernel(ABC):
         flat = flat.to(atoms.dtype)
         mean = None
         if shift is not None and not self.frame.x.requires_grad:
-            guess = shift.reshape(self.frame.row.shape) - self.frame.row - top
-            total = self._sum_about(
-                bias, guess, torch.cat([torch.ones_like(flat[..., :1]), flat], -1)
-            )
+            guess = (shift.reshape(self.frame.row.shape) - self.frame.row - top).to(bias.dtype)
+            ones = torch.ones_like(flat[..., :1])
+            total = self._sum_about(bias, guess, torch.cat([ones, flat], -1))
             mean = None if total is None else total[..., 1:] / total[..., :1]
         if mean is None:
             mean = self._average(bias, flat)
@@ -170,9 +170,11 @@ class GibbsKernel(ABC):
     def _with_queries(self, x: Tensor) -> GibbsKernel:
         return type(self)(replace(self.frame, x=x), self.batch)
 
-    def _sum_about(self, bias: Tensor, guess: Tensor, values: Tensor | None) -> Tensor | None:
+    def _sum_about(
+        self, bias: Tensor, guess: Tensor, values: Tensor | None = None
+    ) -> Tensor | None:
         """Plain sums about a guess of the log-mass; None where the guess was too far."""
-        total = self._plain_sum(bias, guess.to(bias.dtype), values)
+        total = self._plain_sum(bias, guess, values)
         # Beyond these bounds single terms may have overflowed, or underflowed to denormals.
         mass, edge = total[..., 0], torch.finfo(total.dtype).max ** 0.5
         return total if bool(((mass < edge) & (mass > 1 / edge)).all()) else None
