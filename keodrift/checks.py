@@ -120,11 +120,18 @@ def check_tau(tau: object) -> float:
     Raises:
         TemperatureError: Not a number, not finite, or not positive.
     """
-    value = float(tau) if isinstance(tau, Real) and type(tau) is not bool else math.nan
+    value = _number(tau)
     if not (math.isfinite(value) and value > 0):
         needs = "a positive finite number, in the unit of the cost"
         raise TemperatureError("tau", repr(tau), needs)
     return value
+
+
+def _number(value: object) -> float:
+    """A real number as a float; NaN for anything else (a bool is no number)."""
+    if isinstance(value, bool):
+        return math.nan
+    return float(value) if isinstance(value, Real) else math.nan
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -135,7 +142,7 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 def check_positive(name: str, value: object, *, integer: bool = False) -> None:
     """Checks that a number is positive and finite."""
-    number = float(value) if isinstance(value, Real) and type(value) is not bool else math.nan
+    number = _number(value)
     whole = isinstance(value, int) or not integer
     if not (whole and math.isfinite(number) and number > 0):
         raise OptionError(name, repr(value), f"a positive {'integer' if integer else 'number'}")

@@ -8,6 +8,7 @@ factors of 4, one sweep each.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -104,11 +105,13 @@ def _cool(x: Tensor, y: Tensor, a: Tensor, b: Tensor, cost: Cost, tau: float) ->
     sample = cost.pairs(
         x[..., :: max(1, x.shape[-2] // 64), :], y[..., :: max(1, y.shape[-2] // 64), :]
     )
-    temperature = float(sample.abs().mean())
+    # Levels from just above τ up to the mean cost; none where that overflows or is below τ.
+    ratio = float(sample.abs().mean()) / tau
+    levels = math.floor(math.log(ratio, COOLING)) if 1 < ratio < math.inf else 0
     g = torch.zeros_like(b)  # in the unit of the cost
-    while temperature > tau:
+    for level in range(levels, 0, -1):
+        temperature = tau * COOLING**level
         kernel = gibbs_kernel(x, y, cost, temperature)
         f = half_step(kernel, b, g / temperature)
         g = temperature * half_step(kernel.T, a, f)
-        temperature /= COOLING
     return g / tau

@@ -10,6 +10,7 @@ log-sum-exp with its infinities, are compiled as KeOps would.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import io
 import os
@@ -73,28 +74,30 @@ def load() -> ModuleType:
 
 
 @contextlib.contextmanager
-def session(key: object, *, fast: bool = False) -> Iterator[None]:
+def session(name: str, identity: object = None, *, fast: bool = False) -> Iterator[None]:
     """Runs KeOps calls quietly, restoring flags, verbosity and floating-point state.
 
     The first call of each formula may compile, which takes seconds; a file lock keeps processes
     with a cold cache from colliding there.
 
     Args:
-        key: Names the formula; known keys skip the file lock.
+        name: Names the formula, the same in every process.
+        identity: Tells formulas of one name apart within this process.
         fast: Compile with vectorised exponentials.
     """
     with _lock:
         load()
-        first = (key, fast) not in _compiled
+        key = (name, identity, fast)
+        first = key not in _compiled
         with contextlib.ExitStack() as stack:
             stack.enter_context(_quiet())
             stack.enter_context(_floating_point_state())
             if fast:
                 stack.enter_context(_flags(FAST_FLAGS))
             if first:
-                stack.enter_context(_cache_lock())
+                stack.enter_context(_compile_lock(f"{name} {fast}"))
             yield
-        _compiled.add((key, fast))
+        _compiled.add(key)
 
 
 @contextlib.contextmanager
@@ -158,12 +161,13 @@ def _flushes_denormals() -> bool:
 
 
 @contextlib.contextmanager
-def _cache_lock() -> Iterator[None]:
+def _compile_lock(name: str) -> Iterator[None]:
+    """One process at a time compiles a formula; others compile other ones meanwhile."""
     from filelock import FileLock
     from keopscore.config import config
 
-    folder = Path(str(config.get_build_folder()))
-    with FileLock(folder / "keodrift.lock"):
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    with FileLock(Path(str(config.get_build_folder())) / f"keodrift-{digest}.lock"):
         yield
 
 

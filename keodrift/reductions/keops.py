@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -17,6 +19,8 @@ from keodrift.reductions.tiled import TiledKernel
 NEVER = -1e30
 # Up to this d, one scalar variable a coordinate lets the compiler vectorise the loop over atoms.
 SCALAR_COORDINATES = 32
+# From so many pairs on, a first guess from so many atoms makes room for a plain sum.
+ROUGH_PAIRS, ROUGH_ATOMS = 1 << 23, 512
 
 
 class KeopsKernel(GibbsKernel):
@@ -25,6 +29,12 @@ class KeopsKernel(GibbsKernel):
     engine = "keops"
 
     def _log_sum(self, bias: Tensor) -> Tensor:
+        guess = self._rough_log_sum(bias)
+        if guess is not None:
+            total = self._sum_about(bias, guess)
+            if total is not None:
+                return guess.double() + total[..., 0].double().log()
+
         def run() -> Tensor:
             logits = self._logits(bias)
             return logits.logsumexp(dim=logits.dim() - 2, backend=self._device)[..., 0]
@@ -36,6 +46,14 @@ class KeopsKernel(GibbsKernel):
         return out.masked_fill(out.detach() < NEVER / 2, -torch.inf)
 
     def _average(self, bias: Tensor, values: Tensor) -> Tensor:
+        guess = self._rough_log_sum(bias)
+        if guess is not None:
+            total = self._sum_about(
+                bias, guess, torch.cat([torch.ones_like(values[..., :1]), values], -1)
+            )
+            if total is not None:
+                return total[..., 1:] / total[..., :1]
+
         def run() -> Tensor:
             logits = self._logits(bias)
             weights = self._symbol(values, 1)
@@ -48,31 +66,44 @@ class KeopsKernel(GibbsKernel):
 
     def _plain_sum(self, bias: Tensor, shift: Tensor, values: Tensor | None = None) -> Tensor:
         frame = self.frame
-        if frame.cost.form != "quadratic" or frame.mask_self:
+        if frame.cost.form != "quadratic":
             return self._tiled._plain_sum(bias, shift, values)
+        d, v = frame.x.shape[-1], 0 if values is None else values.shape[-1]
+        scalar = d <= SCALAR_COORDINATES
 
         def run() -> Tensor:
-            d, v = frame.x.shape[-1], 0 if values is None else values.shape[-1]
-            formula = _plain_formula(d, v, d <= SCALAR_COORDINATES)
-            bias_, rows = bias.clamp_min(NEVER), []
+            formula = _plain_formula(d, v, scalar, frame.mask_self)
+            rows = []
             for b in range(len(bias)):
                 x, y = self._points
-                columns: Callable[[Tensor], list[Tensor]] = (
-                    _columns if d <= SCALAR_COORDINATES else lambda points: [points]
-                )
-                arguments = [*columns(x[b].detach()), *columns(y[b])]
-                arguments += [-shift[b, :, None], bias_[b, :, None].contiguous()]
+                arguments = [*_variables(x[b].detach(), scalar), *_variables(y[b], scalar)]
+                arguments += [-shift[b, :, None], bias[b, :, None].clamp_min(NEVER)]
                 if values is not None:
                     arguments.append(values[b].contiguous())
+                if frame.mask_self:
+                    arguments += [_index(x[b]), _index(y[b])]
                 rows.append(formula(*arguments, backend=self._device))
             return torch.stack(rows)
 
-        fast = not bias.is_cuda
-        out = self._run(("plain", None if values is None else values.shape[-1]), run, fast=fast)
+        # The flags are for CPU compilers; a GPU vectorises by itself.
+        out = self._run(("plain", v), run, fast=not bias.is_cuda)
         return self._tiled._plain_sum(bias, shift, values) if out is None else out
 
     def _floored_sum(self, bias: Tensor, shift: Tensor, values: Tensor, floor: float) -> Tensor:
         return self._tiled._floored_sum(bias, shift, values, floor)
+
+    def _rough_log_sum(self, bias: Tensor) -> Tensor | None:
+        """A guess of the log-sum from a few atoms, where a plain sum about it is worth trying."""
+        frame = self.frame
+        n, m = frame.x.shape[1], frame.y.shape[1]
+        if frame.x.requires_grad or frame.cost.form != "quadratic" or n * m < ROUGH_PAIRS:
+            return None
+        stride = m // ROUGH_ATOMS
+        few = replace(
+            frame, y=frame.y[:, ::stride].contiguous(), col=frame.col[:, ::stride], mask_self=False
+        )
+        rough = TiledKernel(few, self.batch)._log_sum(bias[:, ::stride].contiguous())
+        return (rough + math.log(stride)).to(bias.dtype)
 
     # Symbols.
 
@@ -112,15 +143,9 @@ class KeopsKernel(GibbsKernel):
         logits = self._symbol(bias.clamp_min(NEVER)[..., None], 1) - cost
         if not frame.mask_self:
             return logits
-        n, m = frame.x.shape[1], frame.y.shape[1]
         i, j = (
-            self._symbol(
-                torch.arange(k, dtype=frame.y.dtype, device=frame.y.device)
-                .reshape(1, k, 1)
-                .expand(len(frame.y), k, 1),
-                axis,
-            )
-            for axis, k in enumerate((n, m))
+            self._symbol(_index(points).expand(len(points), -1, 1), axis)
+            for axis, points in enumerate((frame.x, frame.y))
         )
         return ((i - j).square() - 0.5).ifelse(logits, 0 * logits + NEVER)
 
@@ -131,9 +156,9 @@ class KeopsKernel(GibbsKernel):
         if compiler.failure() is not None:
             return None
         frame = self.frame
-        key = (verb, frame.x.shape[-1], frame.y.dtype, frame.mask_self, frame.cost, self._device)
+        parts = (verb, frame.x.shape[-1], frame.y.dtype, frame.mask_self, self._device)
         try:
-            with compiler.session(key, fast=fast):
+            with compiler.session(f"{parts} {frame.cost.name}", frame.cost, fast=fast):
                 return call()
         except torch.OutOfMemoryError:
             raise
@@ -142,12 +167,18 @@ class KeopsKernel(GibbsKernel):
             return None
 
 
-def _columns(points: Tensor) -> list[Tensor]:
-    return [column.contiguous() for column in points.split(1, -1)]
+def _variables(points: Tensor, scalar: bool) -> list[Tensor]:
+    """One variable a coordinate, or the points as one."""
+    return [c.contiguous() for c in points.split(1, -1)] if scalar else [points]
+
+
+def _index(points: Tensor) -> Tensor:
+    """0, 1, 2, … along a cloud, as a column; exact in float32 up to 2²⁴ points."""
+    return torch.arange(points.shape[-2], dtype=points.dtype, device=points.device)[:, None]
 
 
 @cache
-def _plain_formula(d: int, v: int, scalar: bool) -> Any:
+def _plain_formula(d: int, v: int, scalar: bool, masked: bool) -> Any:
     """Σ_j exp(shift_i + bias_j − ‖x_i − y_j‖²) values_j; without values (v = 0), the mass alone."""
     if scalar:
         names = [f"X{k}=Vi(1)" for k in range(d)] + [f"Y{k}=Vj(1)" for k in range(d)]
@@ -158,5 +189,9 @@ def _plain_formula(d: int, v: int, scalar: bool) -> Any:
     weight = f"Exp(S+B-({square}))"
     if v > 0:
         names.append(f"W=Vj({v})")
+    if masked:
+        names += ["I=Vi(1)", "J=Vj(1)"]
+        weight = f"{weight}*Step(Square(I-J)-IntInv(2))"
+    if v > 0:
         weight += "*W"
     return compiler.genred(weight, names, reduction_op="Sum", axis=1, sum_scheme="direct_sum")

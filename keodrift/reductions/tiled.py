@@ -28,16 +28,19 @@ class TiledKernel(GibbsKernel):
     def _log_sum(self, bias: Tensor) -> Tensor:
         if self.frame.x.requires_grad:
             return self._by_rows(lambda logits: torch.logsumexp(logits, -1).double(), bias, -1)
-        out = [(top + mass.log()) for top, mass, _ in self._stream(bias, None)]
-        return torch.cat(out, -1)
+        # One array for all blocks: many small results between the freed tiles would pin the heap.
+        out = bias.new_empty(self.frame.x.shape[:2], dtype=torch.float64)
+        for rows, top, mass, _ in self._stream(bias, None):
+            out[:, rows] = top + mass.log()
+        return out
 
     def _average(self, bias: Tensor, values: Tensor) -> Tensor:
         if self.frame.x.requires_grad:
             return self._by_rows(lambda logits: torch.softmax(logits, -1) @ values, bias, -2)
-        out = []
-        for _, mass, total in self._stream(bias, values):
-            out.append(total / mass[..., None].to(total.dtype))
-        return torch.cat(out, -2)
+        out = values.new_empty(*self.frame.x.shape[:2], values.shape[-1])
+        for rows, _, mass, total in self._stream(bias, values):
+            out[:, rows] = total / mass[..., None].to(total.dtype)
+        return out
 
     def _plain_sum(self, bias: Tensor, shift: Tensor, values: Tensor | None = None) -> Tensor:
         return self._sum(bias, shift, values, 0.0)
@@ -100,8 +103,8 @@ class TiledKernel(GibbsKernel):
 
     def _stream(
         self, bias: Tensor, values: Tensor | None
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yields ``(top, mass, total)`` of each block of rows: maximum, Σ exp, Σ exp·values."""
+    ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """Yields rows with their ``top, mass, total``: maximum, Σ exp, Σ exp·values."""
         low = torch.finfo(bias.dtype).min / 4  # finite, so that differences of it are
         m = self.frame.y.shape[1]
         for i, i_end, j, j_end in self._tiles():
@@ -121,7 +124,7 @@ class TiledKernel(GibbsKernel):
             if j_end == m:
                 row_term = self._row_term(i, i_end)
                 shift = row_term if isinstance(row_term, float) else row_term[..., 0]
-                yield (top - shift).double(), mass.double(), total
+                yield slice(i, i_end), (top - shift).double(), mass.double(), total
 
     def _by_rows(self, verb: Callable[[Tensor], Tensor], bias: Tensor, dim: int) -> Tensor:
         """Applies a verb to blocks of logits that the backward pass computes again."""

@@ -1,0 +1,247 @@
+"""Peak memory of one drift at growing N, engine by engine.
+
+Each cell of the table is a process of its own, so its peak resident memory is that of one engine on
+one problem: Python, torch, both clouds and all that the drift allocates. Two fields are measured,
+in the plane with M = N: the one-sided field (one log-mass and barycentre a cloud) and the Sinkhorn
+field after three half-steps. Peaks do not depend on the number of half-steps.
+
+    python benchmarks/memory.py                     # 10 000, 30 000 and 100 000 points
+    python benchmarks/memory.py --sizes 10000 --backends tiled keops
+    python benchmarks/memory.py --markdown          # the table of the last run, for a page
+
+The exit status is 1 when a streaming engine passes the limit or a cell fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+# torch and keodrift are imported inside functions: on Linux a process inherits the peak of the one
+# that starts it, so the parent stays small until the last cell is done.
+
+FIELDS = ("one-sided", "sinkhorn")
+STREAMING = ("tiled", "keops")
+MEGABYTE = 1e6
+
+
+def peak_resident() -> float:
+    """Peak resident memory of this process, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kibibytes on Linux
+    return peak * unit / MEGABYTE
+
+
+def measure(field: str, backend: str, size: int, device: str) -> dict:
+    """Runs one cell in this process."""
+    import warnings
+
+    import torch
+
+    import keodrift as kd
+    from keodrift.errors import BackendWarning
+
+    # A stand-in engine would be measured under the wrong name.
+    warnings.simplefilter("error", BackendWarning)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(size, 2, generator=generator).to(device)
+    y = (torch.randn(size, 2, generator=generator) * 0.5 + 1.0).to(device)
+    drift = (
+        kd.OneSidedDrift(0.1, backend=backend)
+        if field == "one-sided"
+        else kd.SinkhornDrift(0.1, iterations=3, backend=backend)
+    )
+    before, start = peak_resident(), time.perf_counter()
+    velocity = drift(x, y)
+    if not bool(torch.isfinite(velocity).all()):
+        raise FloatingPointError(f"the {field} field is not finite")
+    cell = {
+        "seconds": time.perf_counter() - start,
+        "before_mb": before,
+        "peak_mb": peak_resident(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    if torch.device(device).type == "cuda":
+        cell["device_mb"] = torch.cuda.max_memory_allocated() / MEGABYTE
+        cell["device"] = torch.cuda.get_device_name()
+    return cell
+
+
+def run_cell(field: str, backend: str, size: int, device: str) -> dict:
+    """Runs one cell in a process of its own; a failure becomes part of the result."""
+    cell = {"field": field, "backend": backend, "size": size}
+    command = [sys.executable, str(Path(__file__).resolve()), "--device", device, "--cell"]
+    done = subprocess.run(
+        [*command, field, backend, str(size)], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]
+        return cell | {"error": lines[-1]}
+    return cell | json.loads(done.stdout.splitlines()[-1])
+
+
+def machine(cells: list[dict], device: str) -> str:
+    """The machine and versions behind a table, in one line."""
+    from importlib.metadata import version
+
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0].split(":", 1)[1].strip() if names else cpu
+    done = next((cell for cell in cells if "torch" in cell), {})
+    parts = [f"{cpu}, {os.cpu_count()} logical cores"]
+    if "device" in done:
+        parts.append(done["device"])
+    parts += [
+        f"device {device}",
+        f"{platform.system()}",
+        f"Python {platform.python_version()}",
+        f"torch {done.get('torch', '?')}",
+        f"KeOps {version('pykeops')}",
+    ]
+    return ", ".join(parts)
+
+
+def table(report: dict) -> str:
+    """The cells as a Markdown table, peak memory in MB."""
+    cells, sizes = report["cells"], report["sizes"]
+    found = {(cell["field"], cell["backend"], cell["size"]): cell for cell in cells}
+    lines = [
+        "| field | engine | " + " | ".join(f"N = M = {size:,}" for size in sizes) + " |",
+        "|---|---|" + "---:|" * len(sizes),
+    ]
+    for field, backend in dict.fromkeys((cell["field"], cell["backend"]) for cell in cells):
+        row = [text(found.get((field, backend, size), {})) for size in sizes]
+        lines.append(f"| {field} | {backend} | " + " | ".join(row) + " |")
+    note = f"Peak memory in MB. Measured on {report['machine']}."
+    return "\n".join([*lines, "", note])
+
+
+def text(cell: dict) -> str:
+    """One cell of the table."""
+    if "peak_mb" not in cell:
+        return next((key for key in ("refused", "error") if key in cell), "")
+    if "device_mb" in cell:
+        return f"{cell['device_mb']:.0f} (host {cell['peak_mb']:.0f})"
+    return f"{cell['peak_mb']:.0f}"
+
+
+def judged(cell: dict) -> float:
+    """The memory a limit is about: the device's where there is one."""
+    return cell.get("device_mb", cell["peak_mb"])
+
+
+def plot(report: dict, path: Path) -> None:
+    """Peaks over N, beside what one float32 matrix of all pairs would take."""
+    from keodrift.plots import new_figure, save_figure
+
+    figure, axes = new_figure(6, 4)
+    panel = axes[0, 0]
+    series: dict[tuple[str, str], list[dict]] = {}
+    for cell in report["cells"]:
+        if "peak_mb" in cell:
+            series.setdefault((cell["field"], cell["backend"]), []).append(cell)
+    for (field, backend), cells in series.items():
+        panel.plot(
+            [cell["size"] for cell in cells],
+            [judged(cell) for cell in cells],
+            color=f"C{('dense', *STREAMING).index(backend)}",
+            marker="o" if field == "one-sided" else "s",
+            linestyle="-" if field == "one-sided" else "--",
+            label=f"{backend}, {field}",
+        )
+    sizes = report["sizes"]
+    matrix = [4 * size**2 / MEGABYTE for size in sizes]
+    panel.plot(sizes, matrix, "k:", label="one N×M matrix in float32")
+    panel.axhline(report["limit_mb"], color="0.6", label="limit for streaming")
+    panel.set_xscale("log")
+    panel.set_yscale("log")
+    panel.set_xlabel("points a cloud, N = M")
+    panel.set_ylabel("peak memory [MB]")
+    panel.set_title("Peak memory of one drift, a process a point", fontsize="medium")
+    panel.legend(fontsize="small")
+    save_figure(figure, path)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 30_000, 100_000])
+    parser.add_argument(
+        "--backends", nargs="+", default=["dense", *STREAMING], choices=["dense", *STREAMING]
+    )
+    parser.add_argument("--fields", nargs="+", default=list(FIELDS), choices=FIELDS)
+    parser.add_argument("--device", default="cpu", help="where the clouds live: cpu or cuda")
+    parser.add_argument(
+        "--dense-limit", type=int, default=10_000, help="largest N for the dense engine"
+    )
+    parser.add_argument(
+        "--limit-mb", type=float, default=600.0, help="what a streaming engine may take"
+    )
+    parser.add_argument("--output", type=Path, default=Path("outputs/memory"))
+    parser.add_argument(
+        "--markdown", action="store_true", help="print the table in --output, measure nothing"
+    )
+    parser.add_argument("--cell", nargs=3, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = arguments()
+    if options.cell is not None:
+        field, backend, size = options.cell
+        print(json.dumps(measure(field, backend, int(size), options.device)))
+        return 0
+    results = options.output / "memory.json"
+    if options.markdown:
+        if not results.exists():
+            print(f"{results} does not exist: run without --markdown first.", file=sys.stderr)
+            return 2
+        print(table(json.loads(results.read_text())))
+        return 0
+
+    cells = []
+    for field in options.fields:
+        for backend in options.backends:
+            for size in options.sizes:
+                name = f"{field}, {backend}, N = M = {size:,}"
+                if backend == "dense" and size > options.dense_limit:
+                    cell = {"field": field, "backend": backend, "size": size}
+                    cell["refused"] = f"above --dense-limit {options.dense_limit}"
+                else:
+                    print(f"{name} …", file=sys.stderr, flush=True)
+                    cell = run_cell(field, backend, size, options.device)
+                    if "error" in cell:
+                        print(f"{name}: {cell['error']}", file=sys.stderr)
+                cells.append(cell)
+    report = {
+        "machine": machine(cells, options.device),
+        "limit_mb": options.limit_mb,
+        "sizes": options.sizes,
+        "cells": cells,
+    }
+
+    from keodrift.files import write_json
+
+    write_json(results, report)
+    plot(report, options.output / "memory.png")
+    print(table(report))
+    measured = [cell for cell in cells if cell["backend"] in STREAMING and "peak_mb" in cell]
+    over = [cell for cell in measured if judged(cell) > options.limit_mb]
+    if measured:
+        top = max(map(judged, measured))
+        verdict = "above" if over else "within"
+        print(f"\nStreaming peak {top:.0f} MB: {verdict} the limit of {options.limit_mb:.0f} MB.")
+    return int(bool(over) or any("error" in cell for cell in cells))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""The ``keodrift`` command: configs in, a run folder out.
+
+``keodrift train drift=sinkhorn data=spiral drift.tau=0.05 output=outputs/spiral``
+
+Configs are composed by Hydra from the files in `config_dir`. What is wrong with them is said in
+one sentence on standard error, with exit code 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from keodrift import metrics, plots
+from keodrift.data import sample_target, target_modes
+from keodrift.data.targets import TARGETS
+from keodrift.errors import ArgumentError, MissingDependencyError, OptionError
+from keodrift.files import atomic_path, write_json
+from keodrift.generators import sample
+from keodrift.training import Trainer, target_batches
+
+USAGE = """usage: keodrift train [group=choice …] [key=value …]
+
+Trains a one-step generator on a 2D target. Groups and keys:
+"""
+
+# What may differ between the command that began a run and the one that resumes it.
+_FREE_ON_RESUME = ("resume", "steps", "progress")
+
+
+def config_dir() -> Path:
+    """The folder of Hydra configs: inside an installed package, or beside it in a checkout.
+
+    Raises:
+        FileNotFoundError: Neither place has them.
+
+    Example:
+        >>> (config_dir() / "train.yaml").exists()
+        True
+    """
+    package = Path(__file__).resolve().parent
+    for folder in (package / "configs", package.parent / "configs"):
+        if (folder / "train.yaml").exists():
+            return folder
+    raise FileNotFoundError(f"no configs in {package} or beside it; reinstall keodrift")
+
+
+def compose(name: str, overrides: Sequence[str] = ()) -> Any:
+    """Composes a config by name from `config_dir`.
+
+    Args:
+        name: The file's stem, such as ``"train"``.
+        overrides: Hydra overrides, such as ``"drift.tau=0.05"``.
+
+    Raises:
+        OptionError: An override names an unknown choice or key.
+        MissingDependencyError: Hydra is not installed.
+
+    Example:
+        >>> compose("train", ["drift=one_sided"]).drift.tau
+        0.1
+    """
+    try:
+        from hydra import compose as hydra_compose
+        from hydra import initialize_config_dir
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+    except ImportError as error:
+        raise MissingDependencyError("hydra-core", "the command line", "cli") from error
+    with initialize_config_dir(str(config_dir()), version_base=None):
+        try:
+            return hydra_compose(name, list(overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            reason = " ".join(str(error).split())
+            raise OptionError("config", repr(" ".join(overrides)), f"a fix: {reason}") from error
+
+
+def build(node: Any, *args: Any) -> Any:
+    """Builds what a config node with ``_target_`` describes; its own typed errors come through.
+
+    Args:
+        node: The config node.
+        *args: Positional arguments to add, for nodes with ``_partial_``.
+
+    Raises:
+        OptionError: The node does not fit its target.
+
+    Example:
+        >>> build(compose("train").drift).tau
+        0.1
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        made = instantiate(node)
+        return made(*args) if args else made
+    except (InstantiationException, TypeError, ValueError) as error:
+        if isinstance(error, ArgumentError):
+            raise
+        if isinstance(error.__cause__, ArgumentError):
+            raise error.__cause__ from error
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise OptionError(str(node.get("_target_")), dict(node), f"a fix: {reason}") from error
+
+
+def _prepare_folder(config: Any) -> Path:
+    from omegaconf import OmegaConf
+
+    folder = Path(config.output)
+    saved, checkpoint = folder / "config.yaml", folder / "checkpoint.pt"
+    if not config.resume:
+        if checkpoint.exists():
+            raise OptionError(
+                "output", f"{folder}, which holds a run", "another folder, or resume=true"
+            )
+        with atomic_path(saved) as draft:
+            OmegaConf.save(config, draft)
+        return folder
+    if not saved.exists():
+        raise OptionError("resume", f"{folder}, which holds no run", "output=<an earlier run>")
+    before, now = (
+        {str(key): value for key, value in dict(one).items() if key not in _FREE_ON_RESUME}
+        for one in (OmegaConf.load(saved), config)
+    )
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        raise OptionError(
+            "resume", f"a config that changed in {', '.join(changed)}", "the config of the run"
+        )
+    return folder
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise OptionError("device", repr(name), "a device that this torch can use") from error
+
+
+def train(config: Any) -> dict[str, float]:
+    """Runs ``keodrift train`` with a composed config.
+
+    Args:
+        config: `compose` of ``"train"``.
+
+    Returns:
+        The final numbers, which the run folder's ``result.json`` holds too.
+
+    Raises:
+        ArgumentError: The config asks for something impossible; nothing has been written then.
+    """
+    if config.data.target not in TARGETS:
+        raise OptionError("data.target", repr(config.data.target), f"one of {sorted(TARGETS)}")
+    device = _device(config.device)
+    drift = build(config.drift)
+    network: nn.Module = build(config.generator).to(device)
+    optimizer = build(config.optimizer, network.parameters())
+    target, count = config.data.target, config.evaluate_samples
+
+    # Evaluation has its own generator, so that how often one looks changes nothing.
+    watch = torch.Generator(device).manual_seed(config.seed + 1)
+    real, again = (sample_target(target, count, watch) for _ in range(2))
+    floor = metrics.wasserstein_squared(real, again)
+
+    def draw(model: nn.Module) -> Tensor:
+        return sample(model, count, torch.Generator(device).manual_seed(config.seed + 2))
+
+    trainer = Trainer(
+        network,
+        target_batches(network, target, config.data.batch),
+        drift,
+        optimizer,
+        torch.Generator(device).manual_seed(config.seed),
+        loss_options={"normalize": config.normalize},
+        warm_start=config.warm_start,
+        ema=config.ema,
+        clip=config.clip,
+        evaluate=lambda model: {"w2": metrics.wasserstein_squared(draw(model), real)},
+        evaluate_every=config.evaluate_every,
+        folder=(folder := _prepare_folder(config)),
+        checkpoint_every=config.checkpoint_every,
+        progress=config.progress,
+    )
+    history = trainer.run(config.steps, resume=config.resume)
+
+    samples = draw(trainer.average)
+    result = {"steps": trainer.step, "w2": metrics.wasserstein_squared(samples, real)}
+    result |= {"w2_floor": floor, "seconds": history[-1]["seconds"]}
+    modes = target_modes(target)
+    if modes is not None:
+        radius = TARGETS[target].mode_radius
+        coverage = metrics.mode_coverage(samples.cpu(), modes, radius)
+        result |= {"modes": len(modes), "covered": coverage.covered, "stray": coverage.stray}
+    looked = [row for row in history if "w2" in row]
+    title = "$W_2^2$ to the target falls towards what real samples score"
+    curve = {"generator": ([row["step"] for row in looked], [row["w2"] for row in looked])}
+    figure = plots.plot_curves(curve, title=title, ylabel="$W_2^2$ [length$^2$]", floor=floor)
+    plots.save_figure(figure, folder / "curves.png")
+    figure = plots.plot_samples(
+        {"generated": samples}, real, title="Generated points should cover the data"
+    )
+    plots.save_figure(figure, folder / "samples.png")
+    write_json(folder / "result.json", result)
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the ``keodrift`` command.
+
+    Args:
+        arguments: Command line without the program's name; the process's own if None.
+
+    Returns:
+        0 on success, 2 if the command line or the config is wrong.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help") or arguments[1:] in (["-h"], ["--help"]):
+        print(USAGE + (config_dir() / "train.yaml").read_text())
+        return 0
+    try:
+        if arguments[0] != "train":
+            raise OptionError("command", repr(arguments[0]), "'train'")
+        config = compose("train", arguments[1:])
+        result = train(config)
+    except (ArgumentError, MissingDependencyError) as error:
+        print(f"keodrift: {error}", file=sys.stderr)
+        return 2
+    floor = f"real samples score {result['w2_floor']:.3g}"
+    print(f"W2^2 {result['w2']:.3g} after {result['steps']} steps ({floor}); see {config.output}")
+    return 0

@@ -1,0 +1,22 @@
+"""Where samples come from: 2D targets with known formulas, and latents of real images."""
+
+from __future__ import annotations
+
+from keodrift.data.digits import Latents, load_digits_latents
+from keodrift.data.targets import (
+    TARGETS,
+    Target,
+    register_target,
+    sample_target,
+    target_modes,
+)
+
+__all__ = [
+    "TARGETS",
+    "Latents",
+    "Target",
+    "load_digits_latents",
+    "register_target",
+    "sample_target",
+    "target_modes",
+]

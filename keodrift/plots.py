@@ -1,0 +1,301 @@
+"""Figures: each function returns a matplotlib Figure that no global state knows about.
+
+Every figure carries axes with units, a legend and, as its title, one line on how to read it.
+`save_figure` writes it; notebooks show the returned object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from keodrift.errors import MissingDependencyError, ShapeError
+from keodrift.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DATA, MODEL, FLOOR = "#7f8c8d", "#c0392b", "#2c3e50"
+
+
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
+    """An off-screen figure and its axes ``(rows, columns)``; pyplot's state is left alone.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+
+    Example:
+        >>> figure, axes = new_figure(4, 3)
+        >>> axes.shape
+        (1, 1)
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError("matplotlib", "keodrift.plots", "plots") from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def save_figure(figure: Figure, path: str | Path, dpi: int = 120) -> Path:
+    """Writes a figure atomically; the suffix decides the format.
+
+    Example:
+        >>> import tempfile
+        >>> save_figure(new_figure(2, 2)[0], tempfile.mkdtemp() + "/empty.png").name
+        'empty.png'
+    """
+    with atomic_path(path) as draft:
+        figure.savefig(draft, dpi=dpi)
+    return Path(path)
+
+
+def _planar(points: Tensor, name: str) -> Any:
+    if points.shape[-1] != 2:
+        raise ShapeError(name, tuple(points.shape), "points in the plane, a shape (…, 2)")
+    return points.detach().cpu().numpy()
+
+
+def _plane(axes: Axes, limit: float | None = None) -> None:
+    axes.set_aspect("equal")
+    axes.set_xlabel("$x_1$ [length]")
+    axes.set_ylabel("$x_2$ [length]")
+    if limit is not None:
+        axes.set_xlim(-limit, limit)
+        axes.set_ylim(-limit, limit)
+
+
+def plot_samples(
+    samples: Mapping[str, Tensor], target: Tensor, *, title: str, limit: float | None = None
+) -> Figure:
+    """Clouds of samples, one panel each, over points of the target.
+
+    Args:
+        samples: Name of each panel and its cloud ``(N, 2)``.
+        target: ``(M, 2)``.
+        title: How to read the figure, in a line.
+        limit: The axes run over ±limit; fitted if None.
+
+    Raises:
+        ShapeError: A cloud is not in the plane.
+
+    Example:
+        >>> figure = plot_samples({"model": torch.randn(9, 2)}, torch.randn(9, 2), title="Overlap")
+    """
+    figure, grid = new_figure(4.4 * len(samples), 4.8, 1, len(samples))
+    real = _planar(target, "target")
+    for axes, (name, cloud) in zip(grid[0], samples.items(), strict=True):
+        points = _planar(cloud, "samples")
+        axes.scatter(*real.T, s=4, color=DATA, alpha=0.5, lw=0, label=f"data ({len(real)})")
+        axes.scatter(*points.T, s=4, color=MODEL, alpha=0.6, lw=0, label=f"{name} ({len(points)})")
+        _plane(axes, limit)
+        axes.legend(loc="upper right", markerscale=3, fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def plot_curves(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    title: str,
+    xlabel: str = "training step",
+    ylabel: str,
+    floor: float | None = None,
+    floor_name: str = "real against real",
+    logy: bool = True,
+) -> Figure:
+    """Curves, on a logarithmic vertical axis by default, with the floor of the metric.
+
+    Args:
+        curves: Name of each curve and its ``(x, y)`` values.
+        title: How to read the figure, in a line.
+        xlabel: Horizontal axis with its unit.
+        ylabel: Vertical axis with its unit.
+        floor: The value to compare with, such as what real samples score against real ones;
+            drawn as a dashed line.
+        floor_name: What the legend calls it.
+        logy: Logarithmic vertical axis.
+
+    Example:
+        >>> curves = {"w2": ([1, 2], [0.3, 0.1])}
+        >>> figure = plot_curves(curves, title="Falls", ylabel="W2", floor=0.05)
+    """
+    figure, grid = new_figure(6, 4)
+    axes = grid[0, 0]
+    for name, (steps, values) in curves.items():
+        axes.plot(steps, values, lw=1.4, label=name)
+    if floor is not None:
+        axes.axhline(floor, color=FLOOR, ls="--", lw=1, label=f"{floor_name}: {floor:.3g}")
+    if logy:
+        axes.set_yscale("log")
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.grid(alpha=0.3, which="both", lw=0.4)
+    axes.set_title(title, fontsize=10)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def plot_image_rows(
+    rows: Sequence[tuple[str, Tensor]], *, title: str, split: int | None = None
+) -> Figure:
+    """Small images in rows, each row under its own name.
+
+    Args:
+        rows: Name of each row and its images ``(n, h, w)`` in [0, 1], black on white.
+        title: How to read the figure, in a line.
+        split: Draw a line after this many columns, between what is generated and what is real.
+
+    Raises:
+        ShapeError: Rows have different numbers of images.
+
+    Example:
+        >>> figure = plot_image_rows([("3", torch.rand(5, 8, 8))], title="Threes")
+    """
+    stacks = [images.detach().cpu() for _, images in rows]
+    if len({images.shape for images in stacks}) != 1 or stacks[0].ndim != 3:
+        shapes = [tuple(images.shape) for images in stacks]
+        raise ShapeError("rows", shapes, "equal shapes (n, h, w)")
+    count, height, width = stacks[0].shape
+    # One bitmap with one white pixel between the images.
+    padded = [torch.nn.functional.pad(images, (0, 1, 0, 1)) for images in stacks]
+    sheet = torch.cat([torch.cat(list(images), dim=1) for images in padded], dim=0)
+    figure, grid = new_figure(0.42 * count + 1, 0.42 * len(rows) + 1)
+    axes = grid[0, 0]
+    axes.imshow(1 - sheet.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_yticks(
+        [height / 2 + (height + 1) * row for row in range(len(rows))], [name for name, _ in rows]
+    )
+    axes.set_ylabel("class")
+    axes.set_xlabel("samples")
+    if split is None:
+        axes.set_xticks([])
+    else:
+        edge = split * (width + 1) - 1
+        axes.axvline(edge, color=MODEL, lw=1.5)
+        axes.set_xticks([edge / 2, (edge + sheet.shape[1]) / 2], ["generated", "real"])
+    axes.tick_params(length=0)
+    axes.set_title(title, fontsize=10)
+    return figure
+
+
+def plot_field(
+    velocity: Callable[[Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    *,
+    title: str,
+    limit: float = 3.0,
+    arrows: int = 24,
+    trajectory: Tensor | None = None,
+) -> Figure:
+    """A vector field on a grid, with the two clouds and, if given, particle paths.
+
+    Arrows show direction, at equal length; their colour shows the speed.
+
+    Args:
+        velocity: A fitted field, ``(n, 2) -> (n, 2)``.
+        x: Particles ``(N, 2)``.
+        y: Data ``(M, 2)``.
+        title: How to read the figure, in a line.
+        limit: The grid covers [−limit, limit]².
+        arrows: Arrows along each side.
+        trajectory: Paths ``(T, N, 2)`` to draw as lines.
+
+    Raises:
+        ShapeError: A cloud is not in the plane.
+
+    Example:
+        >>> figure = plot_field(lambda z: -z, torch.randn(9, 2), torch.zeros(1, 2), title="In")
+    """
+    points, real = _planar(x, "x"), _planar(y, "y")
+    ticks = torch.linspace(-limit, limit, arrows, dtype=x.dtype, device=x.device)
+    grid_points = torch.cartesian_prod(ticks, ticks)
+    with torch.no_grad():
+        arrow = velocity(grid_points)
+    speed = arrow.norm(dim=-1)
+    arrow = (arrow / speed.clamp_min(1e-12).unsqueeze(-1)).cpu().numpy()
+    figure, grid = new_figure(5.6, 5)
+    axes = grid[0, 0]
+    quiver = axes.quiver(
+        *grid_points.cpu().numpy().T, *arrow.T, speed.cpu().numpy(),
+        cmap="viridis", scale=1.4 * arrows, width=0.004, alpha=0.8,
+    )  # fmt: skip
+    figure.colorbar(quiver, ax=axes, label="speed |V| [length]", shrink=0.8)
+    if trajectory is not None:
+        for path in _planar(trajectory, "trajectory").swapaxes(0, 1):
+            axes.plot(*path.T, color=MODEL, lw=0.4, alpha=0.5)
+    axes.scatter(*real.T, s=6, color=DATA, lw=0, label="data")
+    axes.scatter(*points.T, s=6, color=MODEL, lw=0, label="particles")
+    _plane(axes, limit)
+    axes.set_title(title, fontsize=10)
+    axes.legend(loc="upper right", fontsize=8)
+    return figure
+
+
+def animate_flows(
+    path: str | Path,
+    trajectories: Mapping[str, Tensor],
+    times: Sequence[float],
+    target: Tensor,
+    *,
+    title: str,
+    limit: float = 3.0,
+    frames_per_second: int = 15,
+    dpi: int = 70,
+) -> Path:
+    """Writes an animated GIF of particle clouds drifting side by side, atomically.
+
+    Args:
+        path: The file, ending in ``.gif``.
+        trajectories: Name of each panel and its positions ``(T, N, 2)``.
+        times: Time of each frame, ``(T,)``.
+        target: ``(M, 2)``.
+        title: How to read the animation, in a line.
+        limit: The axes run over ±limit.
+        frames_per_second: Speed of the animation.
+        dpi: Resolution; the file grows with its square.
+
+    Returns:
+        The path.
+
+    Raises:
+        ShapeError: A cloud is not in the plane, or a panel has another number of frames.
+
+    Example:
+        >>> import tempfile
+        >>> path, still = tempfile.mkdtemp() + "/flow.gif", torch.zeros(2, 3, 2)
+        >>> animate_flows(path, {"still": still}, [0, 1], torch.zeros(1, 2), title="Still").name
+        'flow.gif'
+    """
+    figure, grid = new_figure(3.6 * len(trajectories), 4.2, 1, len(trajectories))
+    from matplotlib.animation import PillowWriter
+
+    real = _planar(target, "target")
+    moving = []
+    for axes, (name, trajectory) in zip(grid[0], trajectories.items(), strict=True):
+        points = _planar(trajectory, "trajectories")
+        if points.ndim != 3 or len(points) != len(times):
+            shape = tuple(trajectory.shape)
+            raise ShapeError("trajectories", shape, f"a shape ({len(times)}, N, 2)")
+        axes.scatter(*real.T, s=5, color=DATA, alpha=0.6, lw=0, label="data")
+        cloud = axes.scatter(*points[0].T, s=5, color=MODEL, alpha=0.8, lw=0, label="particles")
+        moving.append((axes, name, points, cloud))
+        _plane(axes, limit)
+        axes.legend(loc="upper right", fontsize=7, markerscale=2)
+    figure.suptitle(title, fontsize=9)
+    writer = PillowWriter(fps=frames_per_second)
+    with atomic_path(path) as draft, writer.saving(figure, str(draft), dpi):
+        for frame, time in enumerate(times):
+            for axes, name, points, cloud in moving:
+                cloud.set_offsets(points[frame])
+                axes.set_title(f"{name}, t = {float(time):.1f}", fontsize=9)
+            writer.grab_frame()
+    return Path(path)

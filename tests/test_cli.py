@@ -1,0 +1,121 @@
+"""The command line: a run folder out of a config, one sentence out of a wrong one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import keodrift as kd
+from keodrift.cli import build, compose, config_dir, main
+from keodrift.data import TARGETS
+from keodrift.errors import OptionError
+
+SMALL = [
+    "data.batch=32",
+    "generator.width=16",
+    "generator.blocks=1",
+    "evaluate_samples=50",
+    "evaluate_every=2",
+    "progress=false",
+]
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+
+
+def test_train_writes_one_run_folder_and_resumes_it(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", *SMALL, "steps=4", f"output={run}"]) == 0
+    assert f"see {run}" in capsys.readouterr().out
+    assert sorted(path.name for path in run.iterdir()) == [
+        "checkpoint.pt", "config.yaml", "curves.png", "metrics.jsonl", "result.json", "samples.png",
+    ]  # fmt: skip
+    assert json.loads((run / "result.json").read_text())["steps"] == 4
+    assert main(["train", *SMALL, "steps=6", f"output={run}", "resume=true"]) == 0
+    assert json.loads((run / "result.json").read_text())["steps"] == 6
+
+
+@pytest.mark.parametrize("drift", choices("drift"))
+def test_every_drift_trains(tmp_path, drift):
+    assert main(["train", *SMALL, f"drift={drift}", "steps=1", f"output={tmp_path}/r"]) == 0
+
+
+def test_there_is_a_config_for_every_target():
+    assert choices("data") == sorted(TARGETS)
+    assert all(compose("train", [f"data={name}"]).data.target == name for name in TARGETS)
+
+
+@pytest.mark.parametrize("generator", choices("generator"))
+@pytest.mark.parametrize("optimizer", choices("optimizer"))
+def test_every_generator_and_optimizer_can_be_built(generator, optimizer):
+    config = compose("train", [f"generator={generator}", f"optimizer={optimizer}"])
+    network = build(config.generator)
+    assert build(config.optimizer, network.parameters()).param_groups
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("drift=magnetic", "magnetic"),
+        ("drift.tau=-1", "tau: got -1"),
+        ("drift.cost=manhattan", "manhattan"),
+        ("drift.taw=1", "taw"),
+        ("data.target=donut", "donut"),
+        ("steps=0", "steps: got 0"),
+        ("ema=2", "ema: got 2"),
+        ("device=abacus", "abacus"),
+        ("resume=true", "holds no run"),
+        ("this is no override", "override"),
+    ],
+)
+def test_a_wrong_config_ends_in_one_sentence(tmp_path, capsys, override, words):
+    code = main(["train", *SMALL, "steps=1", f"output={tmp_path}/none", override])
+    error = capsys.readouterr().err
+    assert code == 2
+    assert words in error
+    assert error.startswith("keodrift: ") and error.count("\n") == 1
+    assert "Traceback" not in error
+    assert not (tmp_path / "none" / "checkpoint.pt").exists()
+
+
+def test_a_run_is_neither_overwritten_nor_resumed_with_another_config(tmp_path, capsys):
+    command = ["train", *SMALL, "steps=1", f"output={tmp_path}/r"]
+    assert main(command) == 0
+    assert main(command) == 2
+    assert "resume=true" in capsys.readouterr().err
+    assert main([*command, "resume=true", "drift.tau=0.7"]) == 2
+    assert "drift" in capsys.readouterr().err
+
+
+def test_an_unknown_command_ends_in_one_sentence(capsys):
+    assert main(["dance"]) == 2
+    assert "dance" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["train", "--help"]])
+def test_help_shows_groups_and_keys(capsys, arguments):
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "drift: sinkhorn" in shown and "usage" in shown
+
+
+def test_module_entry_point():
+    done = subprocess.run(
+        [sys.executable, "-m", "keodrift", "train", "drift=magnetic"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "magnetic" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_build_refuses_what_does_not_fit():
+    from omegaconf import OmegaConf
+
+    node = OmegaConf.create({"_target_": "keodrift.OneSidedDrift", "tau": 0.5})
+    assert build(node) == kd.OneSidedDrift(0.5)
+    with pytest.raises(OptionError, match="colour"):
+        build(OmegaConf.merge(node, {"colour": "red"}))

@@ -1,0 +1,78 @@
+"""Ground costs: their values, their scaling and what is refused."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import reference as ref
+import torch
+
+from keodrift.costs import COSTS, Cost, as_cost, euclidean, half_squared, squared
+from keodrift.errors import ArgumentError, CostError, OptionError
+
+
+@pytest.mark.parametrize("name", ["half_squared", "squared", "euclidean"])
+def test_named_costs_are_their_formulas(cloud, name):
+    x, y = cloud(0, 2, 5, 3), cloud(1, 2, 7, 3)
+    torch.testing.assert_close(as_cost(name).pairs(x, y), ref.pairs(x, y, name))
+
+
+def test_values_by_hand():
+    x, y = torch.zeros(1, 2), torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    assert half_squared.pairs(x, y).tolist() == [[12.5, 0.0]]
+    assert squared.pairs(x, y).tolist() == [[25.0, 0.0]]
+    assert euclidean.pairs(x, y).tolist() == [[5.0, pytest.approx(0.0, abs=1e-18)]]
+
+
+@pytest.mark.parametrize("name", ["half_squared", "squared", "euclidean"])
+@pytest.mark.parametrize("tau", [1e-3, 0.7, 40.0])
+def test_scaled_lengths_absorb_the_temperature(cloud, name, tau):
+    """What the engines rely on: C/τ is ½‖·‖² or ‖·‖ of scaled points."""
+    x, y = cloud(0, 5, 3), cloud(1, 7, 3)
+    cost = as_cost(name)
+    form = {"quadratic": "half_squared", "distance": "euclidean"}[cost.form]
+    scaled = ref.pairs(x * cost.scale(tau), y * cost.scale(tau), form)
+    torch.testing.assert_close(scaled, cost.pairs(x, y) / tau)
+
+
+def test_distance_is_differentiable_where_points_coincide():
+    x = torch.zeros(1, 2, requires_grad=True)
+    euclidean.pairs(x, torch.zeros(1, 2)).sum().backward()
+    assert torch.equal(x.grad, torch.zeros(1, 2))
+
+
+def test_names_expressions_and_costs_are_understood():
+    assert as_cost("squared") is squared and set(COSTS) == {"half_squared", "squared", "euclidean"}
+    own = Cost("own", ref.student)
+    assert as_cost(own) is own
+    assert as_cost(ref.student).name == "student"
+    x, y = torch.zeros(2, 3), torch.ones(4, 3)
+    torch.testing.assert_close(as_cost(ref.student).pairs(x, y), torch.full((2, 4), math.log(4.0)))
+
+
+@pytest.mark.parametrize("wrong", ["manhattan", "", None, 2.0, ["squared"]])
+def test_what_is_no_cost_is_refused(wrong):
+    with pytest.raises(OptionError) as error:
+        as_cost(wrong)
+    assert error.value.argument == "cost"
+    assert "half_squared" in error.value.needs
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        lambda x, y: ((x - y) ** 2).sum(),  # one number for all pairs
+        lambda x, y: ((x - y) ** 2).sum(-1, keepdim=True),
+        lambda x, y: (x - y) ** 2,
+        lambda x, y: 1.0,
+        lambda x, y: None,
+        lambda x, y: x.no_such_method(),
+        lambda x, y: (x @ y).sum(-1),
+    ],
+)
+def test_expressions_without_one_number_a_pair_are_refused(cloud, expression):
+    with pytest.raises(CostError) as error:
+        as_cost(expression).pairs(cloud(0, 5, 3), cloud(1, 7, 3))
+    assert isinstance(error.value, ArgumentError)
+    assert error.value.argument == "cost" and "c(x, y)" in error.value.needs

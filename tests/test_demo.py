@@ -1,0 +1,56 @@
+"""The demo and the examples run as a user would run them, at their smallest sizes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(script: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(EXAMPLES / script), *arguments],
+        capture_output=True, text=True, check=False, cwd=cwd,
+    )  # fmt: skip
+
+
+def test_quick_demo_writes_numbers_and_figures(tmp_path):
+    done = run("demo.py", "quick=true", f"output={tmp_path}/out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "out"
+    numbers = json.loads((out / "metrics.json").read_text())
+    assert sorted(numbers) == ["digits", "flow", "scale", "toy"]
+    assert numbers["scale"]["dense_matrix_bytes"] == 4 * 2000**2
+    assert numbers["scale"]["converged"] is True
+    assert numbers["flow"]["one-sided"]["left"] == pytest.approx(0.9)
+    assert len(numbers["digits"]["w2_by_class"]) == 10
+    for name in ("toy_samples", "toy_curves", "toy_field", "digits", "flow"):
+        assert (out / f"{name}.png").stat().st_size > 5000
+    assert 5000 < (out / "flow.gif").stat().st_size < 1_500_000
+    assert "metrics.json" in done.stdout.splitlines()[-4]
+    assert not list(out.glob(".draft-*"))
+
+
+def test_one_part_keeps_the_numbers_of_the_others(tmp_path):
+    (tmp_path / "metrics.json").write_text('{"scale": {"points": 7}}')
+    done = run("demo.py", "quick=true", "part=flow", f"output={tmp_path}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((tmp_path / "metrics.json").read_text())
+    assert numbers["scale"] == {"points": 7} and "flow" in numbers
+
+
+def test_an_unknown_part_is_one_sentence(tmp_path):
+    done = run("demo.py", "part=magic", f"output={tmp_path}", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "part: got 'magic'" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_quickstart(tmp_path):
+    done = run("quickstart.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "mean drift" in done.stdout

@@ -1,0 +1,92 @@
+"""Metrics against values known by hand."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from keodrift.errors import ArgumentError, MissingDependencyError, ShapeError
+from keodrift.metrics import (
+    class_wasserstein_squared,
+    mode_coverage,
+    subsample,
+    wasserstein_squared,
+)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_w2_of_a_translation_is_its_squared_length():
+    x = torch.randn(60, 3, generator=seeded())
+    shift = torch.tensor([1.0, -2.0, 2.0])
+    order = torch.randperm(60, generator=seeded())
+    assert wasserstein_squared(x, (x + shift)[order]) == pytest.approx(9.0, rel=1e-5)
+    assert wasserstein_squared(x, x[order]) == pytest.approx(0.0, abs=1e-10)
+
+
+def test_w2_on_the_line_is_the_sorted_matching():
+    x, y = (torch.randn(80, 1, generator=seeded(s), dtype=torch.float64) for s in (0, 1))
+    expected = float((x.sort(0).values - y.sort(0).values).square().mean())
+    assert wasserstein_squared(x, y) == pytest.approx(expected, rel=1e-9)
+
+
+def test_w2_between_clouds_of_different_sizes():
+    x, y = torch.tensor([[0.0]]), torch.tensor([[1.0], [2.0], [3.0]])
+    assert wasserstein_squared(x, y) == pytest.approx(14 / 3)
+
+
+def test_w2_keeps_its_digits_far_from_the_origin():
+    x = torch.randn(40, 2, generator=seeded(), dtype=torch.float64)
+    y = torch.randn(40, 2, generator=seeded(1), dtype=torch.float64)
+    assert wasserstein_squared(x + 1e6, y + 1e6) == pytest.approx(
+        wasserstein_squared(x, y), rel=1e-6
+    )
+
+
+def test_cap_subsamples_without_repetition_and_deterministically():
+    x = torch.arange(100.0).unsqueeze(1)
+    part = subsample(x, 30)
+    assert len(part) == 30 and len(part.unique()) == 30
+    assert torch.equal(part, subsample(x, 30))
+    assert not torch.equal(part, subsample(x, 30, seeded(9)))
+    assert subsample(x, 100) is x
+    assert wasserstein_squared(x, x, cap=30) == wasserstein_squared(x, x, cap=30)
+
+
+def test_coverage_counts_nearest_modes_within_the_radius():
+    modes = torch.tensor([[-2.0, 0.0], [2.0, 0.0], [0.0, 9.0]])
+    x = torch.tensor([[-2.1, 0.0], [-1.9, 0.1], [2.0, 0.2], [0.0, 0.0]])
+    got = mode_coverage(x, modes, 0.5)
+    assert got.masses.tolist() == [0.5, 0.25, 0.0]
+    assert got.stray == pytest.approx(0.25)
+    assert got.covered == 2
+
+
+def test_class_w2_keeps_classes_apart():
+    x, labels = torch.zeros(4, 1), torch.tensor([0, 1, 0, 1])
+    y, y_labels = torch.tensor([[3.0], [1.0]]), torch.tensor([1, 0])
+    assert class_wasserstein_squared(x, labels, y, y_labels) == {0: 1.0, 1: 9.0}
+    with pytest.raises(ArgumentError, match="class 2"):
+        class_wasserstein_squared(x, labels, y, torch.tensor([2, 0]))
+
+
+def test_refusals_name_the_argument():
+    x = torch.zeros(3, 2)
+    with pytest.raises(ShapeError, match="y: got"):
+        wasserstein_squared(x, torch.zeros(3, 3))
+    with pytest.raises(ShapeError, match="x: got"):
+        wasserstein_squared(torch.zeros(0, 2), x)
+    with pytest.raises(ArgumentError, match="cap: got 0"):
+        wasserstein_squared(x, x, cap=0)
+    with pytest.raises(ArgumentError, match="radius"):
+        mode_coverage(x, x, 0.0)
+
+
+def test_a_missing_pot_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ot", None)
+    with pytest.raises(MissingDependencyError, match="POT.*pip install"):
+        wasserstein_squared(torch.zeros(1, 2), torch.zeros(1, 2))

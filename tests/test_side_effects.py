@@ -1,0 +1,268 @@
+"""What the library leaves behind: nothing."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+
+import keodrift as kd
+from keodrift.reductions import gibbs_kernel
+
+
+def run(code: str) -> str:
+    """Runs a script in a fresh interpreter and returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_is_quiet_and_loads_nothing_heavy():
+    printed = run(
+        """
+        import sys
+        import torch
+        torch.cuda.init = torch._C._cuda_init = lambda: sys.exit("CUDA was touched")
+        import keodrift
+        for name in ("pykeops", "keopscore", "geomloss", "ot", "sklearn", "matplotlib", "hydra"):
+            assert name not in sys.modules, name
+        assert not torch.cuda.is_initialized()
+        """
+    )
+    assert printed == ""
+
+
+def test_small_problems_never_load_keops():
+    run(
+        """
+        import sys
+        import torch
+        import keodrift as kd
+        x, y = torch.randn(50, 2), torch.randn(60, 2)
+        for drift in (kd.OneSidedDrift(0.1), kd.TwoSidedDrift(0.1), kd.SinkhornDrift(0.1)):
+            drift(x, y)
+        kd.sinkhorn_divergence(x, y, 0.1)
+        kd.choose_backend(100, 100, 2)
+        assert "pykeops" not in sys.modules and "geomloss" not in sys.modules
+        """
+    )
+
+
+@pytest.mark.usefixtures("keops")
+def test_keops_leaves_the_floating_point_state_alone():
+    """Modules built for fast exponentials may switch the process to flush-to-zero."""
+    printed = run(
+        """
+        import torch
+        import keodrift as kd
+        from keodrift.reductions import gibbs_kernel
+
+        tiny, factor = 1e-308, 1e-5
+        wide = torch.full((1 << 21,), 1e-30)  # enough for every thread of torch
+
+        def check(when):
+            assert tiny * factor != 0.0, when
+            assert bool((wide * 1e-10 != 0).all()), when
+            assert float(torch.tensor(tiny, dtype=torch.float64) * factor) != 0.0, when
+
+        check("before")
+        kernel = gibbs_kernel(torch.randn(99, 2), torch.randn(98, 2), "half_squared", 0.5,
+                              backend="keops")
+        mass = kernel.log_mass(torch.zeros(98))
+        check("after a log-sum-exp")
+        kernel.log_mass(torch.zeros(98), mass)
+        check("after a plain sum")
+        kernel.barycentre(torch.zeros(98), shift=mass)
+        check("after a barycentre")
+        """
+    )
+    assert printed == ""
+
+
+@pytest.mark.usefixtures("keops")
+def test_keops_respects_a_process_that_flushes_denormals():
+    run(
+        """
+        import torch
+        from keodrift.reductions import gibbs_kernel
+        if not torch.set_flush_denormal(True):
+            raise SystemExit(0)  # this processor cannot
+        kernel = gibbs_kernel(torch.randn(99, 2), torch.randn(98, 2), "half_squared", 0.5,
+                              backend="keops")
+        kernel.log_mass(torch.zeros(98), kernel.log_mass(torch.zeros(98)))
+        tiny, factor = 1e-308, 1e-5
+        assert tiny * factor == 0.0
+        """
+    )
+
+
+X, Y, U = torch.randn(6, 2), torch.randn(9, 2), torch.randn(4, 2)
+A, B, W = torch.rand(6) + 0.1, torch.rand(9) + 0.1, torch.rand(4)
+GIVEN = {"x_weights": A, "y_weights": B, "negatives": U, "negative_weights": W}
+SINKHORN = kd.SinkhornDrift(0.5)
+LABELS = {"x_labels": torch.tensor([0, 1] * 3), "y_labels": torch.tensor([0, 1, 0] * 3)}
+
+
+def kernel(backend):
+    return gibbs_kernel(X, Y, "half_squared", 0.5, backend=backend)
+
+
+CALLS = {
+    "one-sided": lambda: kd.OneSidedDrift(0.5)(X, Y, **GIVEN),
+    "split": lambda: kd.TwoSidedDrift(0.5)(X, Y, **GIVEN),
+    "joint": lambda: kd.TwoSidedDrift(0.5, form="joint")(X, Y, **GIVEN),
+    "floor": lambda: kd.TwoSidedDrift(0.5, form="joint", floor=1e-3)(X, Y, **GIVEN),
+    "gradient velocity": lambda: kd.OneSidedDrift(0.5, cost="euclidean", velocity="gradient")(X, Y),
+    "sinkhorn": lambda: SINKHORN(X, Y, **GIVEN),
+    "half-steps": lambda: kd.SinkhornDrift(0.5, iterations=5)(X, Y, **GIVEN),
+    "warm": lambda: SINKHORN(X, Y, start=SINKHORN.fit(X, Y)),
+    "labels": lambda: SINKHORN(X, Y, **LABELS),
+    "field": lambda: SINKHORN.fit(X, Y)(torch.zeros(3, 2)),
+    "loss": lambda: kd.drift_loss(X, Y, [SINKHORN, kd.OneSidedDrift(0.1)], normalize=True),
+    "scaled loss": lambda: kd.drift_loss(X, Y, SINKHORN, scale_features=True, **GIVEN),
+    "divergence": lambda: kd.sinkhorn_divergence(X, Y, 0.5, x_weights=A, y_weights=B),
+    "dense": lambda: kernel("dense").log_mass(torch.zeros(9)),
+    "tiled": lambda: kernel("tiled").mean_cost_gradient(torch.zeros(9)),
+    "choice": lambda: kd.choose_backend(10, 10, 2),
+}
+every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+
+
+def state():
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.get_default_dtype(),
+        torch.is_autocast_enabled("cpu"),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_num_threads(),
+        torch.get_rng_state().tolist(),
+        random.getstate(),
+        [str(part) for part in np.random.get_state()],
+    )
+
+
+@every_call
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
+def test_process_state_is_as_it_was(call, grad):
+    with torch.set_grad_enabled(grad):
+        before = state()
+        call()
+        assert state() == before
+
+
+@every_call
+def test_the_default_dtype_plays_no_part(call):
+    before = call()
+    torch.set_default_dtype(torch.float64)
+    try:
+        after = call()
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    if isinstance(before, torch.Tensor) and before.shape != (3, 2):  # the field's own query
+        assert after.dtype == before.dtype
+        assert torch.equal(after, before)
+
+
+@every_call
+def test_state_survives_an_error(call, monkeypatch):
+    """An exception in the middle of the work changes no modes either."""
+
+    def fail(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    for name in ("logsumexp", "softmax", "exp", "cdist"):
+        monkeypatch.setattr(torch, name, fail)
+    before = state()
+    try:
+        call()
+    except KeyboardInterrupt:
+        pass
+    assert state() == before
+
+
+@every_call
+def test_repeated_calls_give_the_same_bits(call):
+    first, second = call(), call()
+    same = first == second if not isinstance(first, torch.Tensor) else torch.equal(first, second)
+    assert same
+
+
+@every_call
+def test_inputs_are_not_modified(call):
+    tensors = [X, Y, U, A, B, W, *LABELS.values()]
+    before = [(t.clone(), t._version) for t in tensors]
+    call()
+    for tensor, (copy, version) in zip(tensors, before, strict=True):
+        assert torch.equal(tensor, copy) and tensor._version == version
+        assert tensor.grad is None and not tensor.requires_grad
+
+
+@pytest.mark.parametrize(
+    "drift",
+    [
+        kd.OneSidedDrift(0.5),
+        kd.OneSidedDrift(0.5, cost="euclidean", velocity="gradient"),
+        kd.TwoSidedDrift(0.5),
+        kd.TwoSidedDrift(0.5, form="joint"),
+        kd.TwoSidedDrift(0.5, form="joint", floor=1e-3),
+        SINKHORN,
+    ],
+)
+def test_outputs_have_no_graph(drift):
+    x, y, u = (t.clone().requires_grad_() for t in (X, Y, U))
+    a = A.clone().requires_grad_()
+    v = drift(x, y, negatives=u, x_weights=a)
+    assert not v.requires_grad and v.grad_fn is None
+    field = drift.fit(x, y, negatives=u, x_weights=a)
+    assert not field().requires_grad
+    # Nor does a field hold on to the graph that its clouds came from.
+    assert not field.particles.requires_grad
+    assert not field.data.points.requires_grad and not field.model.points.requires_grad
+    assert not field(torch.zeros(3, 2)).requires_grad
+    assert x.grad is None and y.grad is None
+    labelled = drift(x, y, **LABELS)
+    assert not labelled.requires_grad
+
+
+def test_only_the_particles_get_a_gradient_from_the_loss():
+    x, y, u = (t.clone().requires_grad_() for t in (X, Y, U))
+    kd.drift_loss(x, y, SINKHORN, negatives=u).backward()
+    assert x.grad is not None and y.grad is None and u.grad is None
+
+
+def test_outputs_share_no_memory_with_inputs():
+    for drift in (kd.OneSidedDrift(0.5), SINKHORN):
+        x = X.clone()
+        field = drift.fit(x, Y)
+        before = field()
+        before_again = drift(x, Y)
+        field().zero_()
+        assert torch.equal(field(), before) and torch.equal(drift(x, Y), before_again)
+
+
+def test_a_field_survives_changes_of_its_clouds():
+    """Particles are moved in place by many a training loop; a fitted field must not notice."""
+    for drift in (kd.OneSidedDrift(0.5), SINKHORN):
+        x, y = X.clone(), Y.clone()
+        z = torch.zeros(3, 2)
+        field = drift.fit(x, y)
+        v, at_z = field(), field(z)
+        x += 1
+        y *= 2
+        assert torch.equal(field(z), at_z) and torch.equal(field(), v)
+
+
+def test_library_prints_nothing(capsys):
+    for call in CALLS.values():
+        call()
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err == ""

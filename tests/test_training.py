@@ -1,0 +1,237 @@
+"""The training loop: it learns, it resumes bit for bit, it leaves no half-written file."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import keodrift as kd
+from keodrift.data import load_digits_latents
+from keodrift.errors import ArgumentError
+from keodrift.files import atomic_path, write_json
+from keodrift.generators import MLP, ConditionalMLP, sample
+from keodrift.training import Batch, Trainer, latent_batches, target_batches
+
+SHIFT = torch.tensor([3.0, -1.0])
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def trainer(folder=None, drift=None, **options) -> Trainer:
+    network = MLP(width=16)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+    return Trainer(
+        network,
+        target_batches(network, "eight_gaussians", 32),
+        drift or kd.SinkhornDrift(0.2, cost="squared"),
+        optimizer,
+        seeded(3),
+        scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20),
+        folder=folder,
+        **{"ema": 0.9, "log_every": 1, "checkpoint_every": 10} | options,
+    )
+
+
+def assert_same(one: Trainer, two: Trainer) -> None:
+    for module in ("network", "averaged"):
+        first, second = getattr(one, module).state_dict(), getattr(two, module).state_dict()
+        assert all(torch.equal(first[key], second[key]) for key in first)
+    first, second = (t.optimizer.state_dict()["state"] for t in (one, two))
+    assert all(torch.equal(first[i][k], second[i][k]) for i in first for k in first[i])
+    assert torch.equal(one.generator.get_state(), two.generator.get_state())
+    assert [row["loss"] for row in one.history] == [row["loss"] for row in two.history]
+
+
+@pytest.mark.parametrize("drift", [kd.OneSidedDrift(0.5), kd.SinkhornDrift(0.2), None])
+def test_resumed_run_equals_the_straight_one_bit_for_bit(tmp_path, drift):
+    straight = trainer(tmp_path / "a", drift)
+    straight.run(20)
+    trainer(tmp_path / "b", drift).run(10)
+    resumed = trainer(tmp_path / "b", drift)
+    resumed.run(20, resume=True)
+    assert resumed.step == 20
+    assert_same(straight, resumed)
+    rows = [json.loads(line) for line in (tmp_path / "b" / "metrics.jsonl").open()]
+    assert [row["step"] for row in rows] == list(range(1, 21))
+
+
+def test_a_run_that_dies_between_checkpoints_resumes_from_the_last_one(tmp_path):
+    straight = trainer(tmp_path / "a")
+    straight.run(20)
+    cut = trainer(tmp_path / "b")
+    batches, drawn = cut.batches, []
+
+    def failing(generator):
+        drawn.append(1)
+        if len(drawn) == 17:
+            raise KeyboardInterrupt
+        return batches(generator)
+
+    cut.batches = failing
+    with pytest.raises(KeyboardInterrupt):
+        cut.run(20)
+    resumed = trainer(tmp_path / "b")
+    resumed.run(20, resume=True)
+    assert_same(straight, resumed)
+    rows = [json.loads(line) for line in (tmp_path / "b" / "metrics.jsonl").open()]
+    assert [row["step"] for row in rows] == list(range(1, 21))
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["checkpoint.pt", "metrics.jsonl"]
+
+
+def test_resume_without_a_checkpoint_begins_and_without_a_folder_is_refused(tmp_path):
+    assert len(trainer(tmp_path).run(3, resume=True)) == 3
+    with pytest.raises(ArgumentError, match="resume"):
+        trainer().run(3, resume=True)
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    trainer(tmp_path).run(1)
+    other = trainer(tmp_path)
+    other.network = MLP(width=8)
+    with pytest.raises(ArgumentError, match="network"):
+        other.run(2, resume=True)
+
+
+def test_looking_does_not_change_the_run():
+    looks = []
+
+    def evaluate(model):
+        looks.append(model.training)
+        return {"spread": float(sample(model, 50, seeded(9)).std())}
+
+    watched, alone = trainer(evaluate=evaluate, evaluate_every=3), trainer()
+    watched.run(9)
+    alone.run(9)
+    assert looks == [False] * 3
+    assert [row["step"] for row in watched.history if "spread" in row] == [3, 6, 9]
+    assert [r["loss"] for r in watched.history] == [r["loss"] for r in alone.history]
+
+
+def test_the_global_random_state_and_grad_mode_stay():
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    trainer().run(2)
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.is_grad_enabled()
+
+
+def test_average_follows_the_stated_decay():
+    run = trainer(ema=0.5)
+    values = []
+    for _ in range(3):
+        run.run(run.step + 1)
+        values.append(run.network.layers[0].weight.detach().clone())
+    first = values[0]
+    expected = 0.5 * (0.5 * first + 0.5 * values[1]) + 0.5 * values[2]
+    assert torch.allclose(run.average.layers[0].weight, expected)
+
+
+def test_a_generator_learns_a_shift():
+    network = MLP(width=32, hidden=1)
+
+    def batches(generator):
+        noise = torch.randn(64, 2, generator=generator)
+        return Batch((noise,), torch.randn(64, 2, generator=generator) * 0.5 + SHIFT)
+
+    run = Trainer(
+        network,
+        batches,
+        kd.SinkhornDrift(0.5),
+        torch.optim.Adam(network.parameters(), lr=1e-2),
+        seeded(),
+        ema=0.9,
+    )
+    history = run.run(150)
+    points = sample(run.average, 500, seeded(1))
+    assert (points.mean(0) - SHIFT).abs().max() < 0.15
+    assert (points.std(0) - 0.5).abs().max() < 0.15
+    assert history[-1]["loss"] < 0.1 * history[0]["loss"]
+
+
+def test_several_temperatures_and_loss_options_reach_the_loss():
+    drifts = [kd.OneSidedDrift(tau) for tau in (0.1, 1.0)]
+    run = trainer(drift=drifts, loss_options={"normalize": True})
+    history = run.run(1)
+    batch_loss = history[0]["loss"]
+    batch = target_batches(run.network, "eight_gaussians", 32)(seeded(3))
+    with torch.no_grad():
+        x = MLP(width=16)(*batch.inputs)
+    assert batch_loss == pytest.approx(float(kd.drift_loss(x, batch.data, drifts, normalize=True)))
+
+
+def test_clip_bounds_the_gradient():
+    free, clipped = trainer(), trainer(clip=1e-3)
+    for run in (free, clipped):
+        run.run(1)
+    norms = [
+        torch.cat([w.grad.flatten() for w in run.network.parameters()]).norm()
+        for run in (free, clipped)
+    ]
+    assert norms[0] > 1e-3
+    assert norms[1] == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_latent_batches_are_one_problem_a_class():
+    latents = load_digits_latents(6)
+    network = ConditionalMLP(dim=6)
+    batch = latent_batches(network, latents, 4)(seeded())
+    assert torch.equal(batch.inputs[1], batch.options["x_labels"])
+    assert torch.equal(batch.options["x_labels"], batch.options["y_labels"])
+    run = Trainer(
+        network,
+        latent_batches(network, latents, 4),
+        kd.SinkhornDrift(1.0),
+        torch.optim.Adam(network.parameters()),
+        seeded(),
+    )
+    assert run.run(2)[-1]["step"] == 2
+
+
+def test_a_diverging_loss_stops_the_run():
+    class Explosion(kd.OneSidedDrift):
+        def __call__(self, x, y, **options):
+            return torch.full_like(x, float("inf"))
+
+    run = trainer(drift=Explosion(1.0), warm_start=False)
+    with pytest.raises(FloatingPointError, match="step 1"):
+        run.run(3)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("ema", 1.0), ("clip", 0.0), ("log_every", 0), ("evaluate_every", 0), ("checkpoint_every", 0)],
+)
+def test_refusals_name_the_argument(argument, value):
+    with pytest.raises(ArgumentError, match=f"^{argument}: got"):
+        trainer(**{argument: value})
+
+
+def test_zero_steps_are_refused():
+    with pytest.raises(ArgumentError, match="^steps: got 0"):
+        trainer().run(0)
+
+
+class TestFiles:
+    def test_a_failing_writer_leaves_the_old_file(self, tmp_path):
+        path = tmp_path / "a.json"
+        write_json(path, {"old": 1})
+
+        def interrupted() -> None:
+            with atomic_path(path) as draft:
+                draft.write_text("half")
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+        assert json.loads(path.read_text()) == {"old": 1}
+        assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
+
+    def test_permissions_are_those_of_a_plain_file(self, tmp_path):
+        (tmp_path / "plain").touch()
+        write_json(tmp_path / "atomic", 1)
+        modes = {(tmp_path / name).stat().st_mode for name in ("plain", "atomic")}
+        assert len(modes) == 1
