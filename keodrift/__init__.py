@@ -5,6 +5,7 @@ from keodrift.divergence import sinkhorn_divergence
 from keodrift.drifts import Drift, OneSidedDrift, SinkhornDrift, TwoSidedDrift
 from keodrift.errors import ArgumentError, BackendWarning, ConvergenceWarning
 from keodrift.fields import DriftField
+from keodrift.flow import Flow, WarmStart, simulate
 from keodrift.loss import drift_loss, guidance_weight
 from keodrift.reductions import choose_backend
 
@@ -17,11 +18,14 @@ __all__ = [
     "Cost",
     "Drift",
     "DriftField",
+    "Flow",
     "OneSidedDrift",
     "SinkhornDrift",
     "TwoSidedDrift",
+    "WarmStart",
     "choose_backend",
     "drift_loss",
     "guidance_weight",
+    "simulate",
     "sinkhorn_divergence",
 ]

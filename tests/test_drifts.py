@@ -267,7 +267,7 @@ def test_field_is_differentiable_anywhere(cloud, make, velocity, cost):
 
 
 def test_curl_free_fields_have_symmetric_jacobians_and_others_do_not(cloud):
-    """SPEC fact 7, for the fields at hand."""
+    """Symmetric Jacobians: the field is a gradient."""
     x, y, z = cloud(0, 9, 2), cloud(1, 12, 2) + 0.5, cloud(2, 1, 2)
 
     def curl(drift):

@@ -149,7 +149,7 @@ def test_at_tiny_temperatures_the_nearest_neighbours_win(cloud, cost, backend, r
             if isinstance(drift, kd.SinkhornDrift):
                 reference = ref.sinkhorn(ref.with_mask(p, False), 3)
             got = drift(x, y).double()
-            # Half potentials make ties possible (|logit| ~ eps · 1e8 apart); rows without are exact.
+            # Half potentials make ties possible; rows without them are exact.
             clear = clear_winners(reference, 64 * torch.finfo(F32).eps * ref.logit_scale(p))
             assert clear.sum() >= 3  # the others are tied by their half potentials
             torch.testing.assert_close(got[clear], reference()[clear], rtol=0, atol=bound)
@@ -187,6 +187,19 @@ def test_clouds_far_apart(cloud, name, cost, backend):
     # one of the result itself. A naive float32 logit would be off by eps · 4e7 ≈ 5.
     bound = 4 * torch.finfo(F32).eps * gap * (1 + ref.spread(y))
     torch.testing.assert_close(got, expected, rtol=0, atol=bound)
+
+
+@every_cost
+@every_engine
+@pytest.mark.parametrize("tau", [1e-25, 1e30])
+def test_the_range_of_single_precision_is_not_used_up(cloud, cost, backend, tau):
+    """Lengths in units of τ, squared, leave float32; C/τ does not."""
+    x, y = cloud(0, 7, 2, dtype=F32), cloud(1, 9, 2, dtype=F32)
+    drift = kd.OneSidedDrift(tau, cost=cost, backend=backend)
+    bound = 8 * torch.finfo(F32).eps * ref.spread(x, y)
+    torch.testing.assert_close(
+        drift(x, y).double(), drift(x.double(), y.double()), rtol=0, atol=bound
+    )
 
 
 @every_drift

@@ -27,6 +27,9 @@ X, Y, U = torch.randn(5, 2), torch.randn(7, 2), torch.randn(3, 2)
 NAN, INF = math.nan, math.inf
 
 
+FIELD = kd.SinkhornDrift(0.5).fit(X, Y)
+
+
 @pytest.fixture(autouse=True)
 def no_computation(monkeypatch):
     """Any reduction over pairs would end the test with another error than the expected one."""
@@ -262,6 +265,19 @@ def test_labels_are_for_unbatched_clouds():
 def test_a_start_is_a_field():
     refused(OptionError, "start", lambda: kd.SinkhornDrift(0.1).fit(X, Y, start=torch.zeros(7)))
     refused(OptionError, "start", lambda: kd.SinkhornDrift(0.1)(X, Y, start="warm"))
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [
+        (torch.randn(5, 3), torch.randn(7, 3)),
+        (X.double(), Y.double()),
+        (torch.randn(2, 5, 2), torch.randn(2, 7, 2)),
+    ],
+    ids=["dimension", "dtype", "batch axes"],
+)
+def test_a_start_fits_the_clouds(x, y):
+    refused(ArgumentError, "start", lambda: kd.SinkhornDrift(0.5).fit(x, y, start=FIELD))
 
 
 def test_loss_needs_drifts():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import pickle
 import random
 import subprocess
 import sys
@@ -182,10 +184,8 @@ def test_state_survives_an_error(call, monkeypatch):
     for name in ("logsumexp", "softmax", "exp", "cdist"):
         monkeypatch.setattr(torch, name, fail)
     before = state()
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         call()
-    except KeyboardInterrupt:
-        pass
     assert state() == before
 
 
@@ -259,6 +259,23 @@ def test_a_field_survives_changes_of_its_clouds():
         x += 1
         y *= 2
         assert torch.equal(field(z), at_z) and torch.equal(field(), v)
+
+
+@every_call
+def test_calls_work_in_inference_mode(call):
+    expected = call()
+    with torch.inference_mode():
+        got = call()
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(got, expected)
+
+
+def test_drifts_and_fields_can_be_pickled():
+    """Worker processes get their drift this way."""
+    drift = pickle.loads(pickle.dumps(SINKHORN))
+    assert torch.equal(drift(X, Y), SINKHORN(X, Y))
+    field = SINKHORN.fit(X, Y)
+    assert torch.equal(pickle.loads(pickle.dumps(field))(), field())
 
 
 def test_library_prints_nothing(capsys):

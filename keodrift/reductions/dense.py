@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -54,10 +55,24 @@ class DenseKernel(GibbsKernel):
         return turned
 
     def _log_sum(self, bias: Tensor) -> Tensor:
-        return torch.logsumexp(bias[:, None, :] - self.block, -1).double()
+        if self.block.requires_grad:
+            return torch.logsumexp(bias[:, None, :] - self.block, -1).double()
+        weights, top = self._softmax_weights(bias)
+        mass = top.double() + weights.sum(-1).log_().double()
+        return mass.masked_fill(top < lowest(top), -torch.inf)
 
     def _average(self, bias: Tensor, values: Tensor) -> Tensor:
-        return torch.softmax(bias[:, None, :] - self.block, -1) @ values
+        if self.block.requires_grad:
+            return torch.softmax(bias[:, None, :] - self.block, -1) @ values
+        weights, _ = self._softmax_weights(bias)
+        return (weights @ values).div_(weights.sum(-1, keepdim=True))
+
+    def _softmax_weights(self, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """``exp(bias_j − c_ij − top_i)`` and the maximum ``top`` of each row."""
+        logits = bias[:, None, :] - self.block
+        top = logits.amax(-1)
+        floor = top.clamp(min=lowest(top))[..., None]  # finite, for rows without atoms
+        return exponentials_(logits.sub_(floor)), top
 
     def _plain_sum(self, bias: Tensor, shift: Tensor, values: Tensor | None = None) -> Tensor:
         if not self._absorbed or self._rest(bias, shift).abs().max() >= ABSORBED_REACH:
@@ -69,7 +84,7 @@ class DenseKernel(GibbsKernel):
         return total * self._rest(bias, shift).exp_()[..., None]
 
     def _floored_sum(self, bias: Tensor, shift: Tensor, values: Tensor, floor: float) -> Tensor:
-        weights = (bias[:, None, :] - self.block.detach()).sub_(shift[..., None]).exp_()
+        weights = exponentials_((bias[:, None, :] - self.block.detach()).sub_(shift[..., None]))
         return raise_to(floor, weights, self.frame.mask_self) @ values
 
     def _here(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,11 +106,23 @@ class DenseKernel(GibbsKernel):
         if bool(dead.any()):
             # An atom without weight has no bias to absorb; its column is scaled to a maximum of 1.
             col = torch.where(dead, -(row[..., None] - block).amax(-2), bias)
-        weights = (col[:, None, :] - block).add_(row[..., None]).exp_()
-        # Denormals would slow every product by an order of magnitude and carry nothing.
-        weights = torch.threshold_(weights, torch.finfo(weights.dtype).tiny, 0.0)
+        weights = exponentials_((col[:, None, :] - block).add_(row[..., None]))
         kept = _Absorbed(col, row, weights.mT) if self._turned else _Absorbed(row, col, weights)
         self._absorbed[:] = [kept]
+
+
+def exponentials_(logits: Tensor) -> Tensor:
+    """Exponentials in place, never denormal.
+
+    Denormal results cost ten times a normal one and denormal weights slow every product; raised
+    to the smallest normal number, about 1e-38 beside a row's sum, they change nothing.
+    """
+    return logits.clamp_(min=math.log(torch.finfo(logits.dtype).tiny) + 1).exp_()
+
+
+def lowest(like: Tensor) -> float:
+    """A number below every logit, of which differences stay finite."""
+    return torch.finfo(like.dtype).min / 4
 
 
 def raise_to(floor: float, weights: Tensor, mask_self: bool, i: int = 0, j: int = 0) -> Tensor:

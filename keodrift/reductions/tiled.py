@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from keodrift.reductions.dense import exclude_self, raise_to, working_cost
+from keodrift.reductions.dense import exclude_self, exponentials_, lowest, raise_to, working_cost
 from keodrift.reductions.kernel import GibbsKernel
 
 # Pairs a tile: its logits and their exponentials stay in a core's cache.
@@ -31,7 +31,7 @@ class TiledKernel(GibbsKernel):
         # One array for all blocks: many small results between the freed tiles would pin the heap.
         out = bias.new_empty(self.frame.x.shape[:2], dtype=torch.float64)
         for rows, top, mass, _ in self._stream(bias, None):
-            out[:, rows] = top + mass.log()
+            out[:, rows] = (top + mass.log()).masked_fill_(top < lowest(bias) / 2, -torch.inf)
         return out
 
     def _average(self, bias: Tensor, values: Tensor) -> Tensor:
@@ -53,7 +53,9 @@ class TiledKernel(GibbsKernel):
         out = frame.y.new_zeros(*frame.x.shape[:2], 1 if values is None else values.shape[-1])
         for i, i_end, j, j_end in self._tiles():
             weights = self._logits(bias, i, i_end, j, j_end)
-            weights = weights.sub_(shift[:, i:i_end, None] + self._row_term(i, i_end)).exp_()
+            weights = exponentials_(
+                weights.sub_(shift[:, i:i_end, None] + self._row_term(i, i_end))
+            )
             if floor > 0:
                 weights = raise_to(floor, weights, frame.mask_self, i, j)
             out[:, i:i_end] += (
@@ -105,7 +107,7 @@ class TiledKernel(GibbsKernel):
         self, bias: Tensor, values: Tensor | None
     ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
         """Yields rows with their ``top, mass, total``: maximum, Σ exp, Σ exp·values."""
-        low = torch.finfo(bias.dtype).min / 4  # finite, so that differences of it are
+        low = lowest(bias)
         m = self.frame.y.shape[1]
         for i, i_end, j, j_end in self._tiles():
             tile = self._logits(bias, i, i_end, j, j_end)
@@ -115,7 +117,7 @@ class TiledKernel(GibbsKernel):
                 mass = torch.zeros_like(peak)
                 total = tile.new_zeros(*peak.shape, 0 if values is None else values.shape[-1])
             new_top = torch.maximum(top, peak)
-            tile.sub_(new_top[..., None]).exp_()
+            exponentials_(tile.sub_(new_top[..., None]))
             decay = (top - new_top).exp_()
             mass.mul_(decay).add_(tile.sum(-1))
             if values is not None:

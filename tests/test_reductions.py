@@ -1,0 +1,461 @@
+"""The two verbs: three engines against one dense float64 reference.
+
+Tolerances. A logit β_j − C_ij/τ carries a rounding error of a few eps times its size, and of the
+size of the coordinates it is computed from; so log-masses agree to ``8·eps·(1 + max|β| + max C/τ)``
+with the maximum over the pairs of one row, and averages to twice that times the spread of what is
+averaged (numerator and denominator). KeOps compiles each formula for seconds, so its share of the
+grid is one axis at a time.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import reference as ref
+import torch
+
+import keodrift as kd
+from keodrift.costs import Cost
+from keodrift.errors import ArgumentError, OptionError
+from keodrift.reductions import ENGINES, choose_backend, gibbs_kernel
+
+STORED = ["dense", "tiled"]
+RHOS = [1e-3, 1.0, 1e3]
+DTYPES = [torch.float32, torch.float64]
+
+
+class Case:
+    """Clouds, a bias with removed atoms, and what the verbs should return."""
+
+    def __init__(
+        self,
+        cloud,
+        *,
+        d=2,
+        n=23,
+        m=31,
+        dtype=torch.float32,
+        cost="half_squared",
+        rho=1.0,
+        mask=False,
+        batch=(),
+    ):
+        self.x = cloud(0, *batch, n, d, dtype=dtype)
+        self.y = (0.8 * cloud(1, *batch, m, d) + 0.5).to(dtype)
+        self.bias = cloud(2, *batch, m)
+        self.bias[..., 3::7] = -torch.inf
+        self.cost, self.mask, self.dtype = cost, mask, dtype
+        self.tau = rho * ref.mean_cost(self.x, self.y, cost)
+        self.args = (self.x, self.y, self.bias, cost, self.tau, mask)
+        logits = ref.pairs(self.x, self.y, cost) / self.tau
+        self.row = (
+            8 * torch.finfo(dtype).eps * (1 + float(cloud(2, m).abs().max()) + logits.amax(-1))
+        )
+
+    def kernel(self, engine, x=None):
+        cost = ref.student if self.cost == "student" else self.cost
+        x = self.x if x is None else x
+        return gibbs_kernel(x, self.y, cost, self.tau, mask_self=self.mask, backend=engine)
+
+    def check_mass(self, got, slack=1.0):
+        expected = ref.log_mass(*self.args)
+        assert got.dtype == torch.float64 and got.shape == expected.shape
+        empty = torch.isneginf(expected)
+        assert torch.equal(torch.isneginf(got), empty)
+        off = (got - expected)[~empty].abs() / (slack * self.row)[~empty]
+        assert float(off.max()) <= 1
+
+    def check_average(self, got, values=None):
+        expected = ref.barycentre(*self.args, values=values)
+        assert got.dtype == self.dtype and got.shape == expected.shape
+        values = self.y if values is None else values
+        reach = float(values.double().amax() - values.double().amin()) * math.sqrt(values.shape[-1])
+        size = torch.finfo(self.dtype).eps * float(values.abs().max())
+        off = (got.double() - expected).norm(dim=-1) / (2 * self.row * reach + 2 * size)
+        assert float(off.max()) <= 1
+
+    def check(self, engine, verbs=("mass", "average"), guesses=(None, 0.0, 3.0)):
+        """Both verbs, without a guess of the log-mass, with the right one and with a near one."""
+        kernel, exact = self.kernel(engine), ref.log_mass(*self.args)
+        exact = exact.masked_fill(torch.isneginf(exact), 0)
+        for off in guesses:
+            shift = None if off is None else exact + off
+            if "mass" in verbs:
+                self.check_mass(kernel.log_mass(self.bias, shift))
+            if "average" in verbs:
+                self.check_average(kernel.barycentre(self.bias, shift=shift))
+
+
+# Dense and tiled: the full grid.
+
+
+@pytest.mark.parametrize("engine", STORED)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("d", [1, 2, 3, 6, 64])
+@pytest.mark.parametrize("cost", list(ref.COSTS))
+@pytest.mark.parametrize("rho", RHOS)
+@pytest.mark.parametrize("mask", [False, True], ids=["", "masked"])
+def test_verbs(cloud, engine, dtype, d, cost, rho, mask):
+    for n, m in ((23, 31), (31, 23)):
+        Case(cloud, d=d, n=n, m=m, dtype=dtype, cost=cost, rho=rho, mask=mask).check(engine)
+    Case(cloud, d=d, dtype=dtype, cost=cost, rho=rho, mask=mask, batch=(2, 3)).check(engine)
+
+
+@pytest.mark.parametrize("engine", STORED)
+def test_transposed_kernel_swaps_the_clouds(cloud, engine):
+    case = Case(cloud, mask=True)
+    turned = case.kernel(engine).T
+    bias = cloud(5, 23)
+    expected = ref.log_mass(case.y, case.x, bias, case.cost, case.tau, True)
+    bound = 8 * torch.finfo(torch.float32).eps * (1 + ref.pairs(case.x, case.y, case.cost).max())
+    torch.testing.assert_close(
+        turned.log_mass(bias), expected, rtol=0, atol=float(bound / case.tau)
+    )
+    torch.testing.assert_close(
+        turned.T.log_mass(case.bias), case.kernel(engine).log_mass(case.bias)
+    )
+
+
+@pytest.mark.parametrize("engine", STORED)
+def test_averages_of_any_values(cloud, engine):
+    case = Case(cloud, batch=(2,), dtype=torch.float64)
+    values = cloud(4, 2, 31, 5)
+    case.check_average(case.kernel(engine).barycentre(case.bias, values), values)
+    exact = ref.log_mass(*case.args)
+    case.check_average(case.kernel(engine).barycentre(case.bias, values, exact), values)
+
+
+@pytest.mark.parametrize("engine", STORED)
+@pytest.mark.parametrize("far", [-1e4, -200.0, 200.0, 1e4])
+def test_a_wrong_guess_costs_time_and_not_the_answer(cloud, engine, far):
+    case = Case(cloud, rho=1e-2)
+    shift = ref.log_mass(*case.args) + far
+    shift[::2] -= 2 * far
+    case.check_mass(case.kernel(engine).log_mass(case.bias, shift))
+    case.check_average(case.kernel(engine).barycentre(case.bias, shift=shift))
+
+
+@pytest.mark.parametrize("engine", STORED)
+def test_guesses_in_which_some_rows_underflow(cloud, engine):
+    """A plain sum about a guess 60 above the answer leaves float32 only denormals."""
+    case = Case(cloud)
+    for off in (20.0, 60.0, 80.0, 95.0, -60.0, -85.0):
+        shift = ref.log_mass(*case.args) + off
+        case.check_mass(case.kernel(engine).log_mass(case.bias, shift))
+        case.check_average(case.kernel(engine).barycentre(case.bias, shift=shift))
+
+
+@pytest.mark.parametrize("engine", STORED)
+@pytest.mark.parametrize("cost", ["half_squared", "euclidean", "student"])
+def test_rows_without_atoms(cloud, engine, cost):
+    case = Case(cloud, n=3, m=3, mask=True, cost=cost)
+    case.bias[:] = -torch.inf
+    case.bias[1] = 0.3  # query 1 sees only itself, masked
+    kernel = case.kernel(engine)
+    mass = kernel.log_mass(case.bias)
+    assert torch.isneginf(mass[1]) and torch.isfinite(mass[[0, 2]]).all()
+    average = kernel.barycentre(case.bias)
+    assert torch.equal(average[1], torch.zeros(2))
+    torch.testing.assert_close(average[[0, 2]], case.y[[1, 1]])
+    gradient = kernel.mean_cost_gradient(case.bias)
+    assert torch.equal(gradient[1], torch.zeros(2)) and torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("backend", STORED)
+def test_clouds_larger_than_a_tile(cloud, backend):
+    """More rows and columns than one tile holds, so the running maximum has work to do."""
+    case = Case(cloud, n=300, m=2500, rho=1e-2, mask=True)
+    case.check(backend)
+    case = Case(cloud, n=2500, m=300, rho=1e-2, mask=True, dtype=torch.float64)
+    case.check(backend)
+
+
+@pytest.mark.parametrize("engine", STORED)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_spread_of_biases(cloud, engine, dtype):
+    """Potentials that differ by hundreds, as they do at small temperatures."""
+    case = Case(cloud, dtype=dtype)
+    case.bias *= 300
+    case.row += 8 * torch.finfo(dtype).eps * 1000
+    case.check(engine)
+
+
+def compare_gradients(case, engine, verbs=("mass", "average")):
+    x = case.x.clone().requires_grad_()
+    z = case.x.double().clone().requires_grad_()
+    eps = torch.finfo(case.dtype).eps
+    slope = float(ref.gradients(case.x, case.y, case.cost).norm(dim=-1).max()) / case.tau
+    reach = ref.spread(case.x, case.y)
+    bound = 16 * eps * (1 + float(case.row.max()) / (8 * eps)) * max(slope, 1)
+    outputs = {
+        "mass": (lambda k: k.log_mass(case.bias), lambda z: ref.log_mass(z, *case.args[1:])),
+        "average": (lambda k: k.barycentre(case.bias), lambda z: ref.barycentre(z, *case.args[1:])),
+    }
+    for verb in verbs:
+        ours, theirs = outputs[verb]
+        got = ours(case.kernel(engine, x))
+        probe = torch.randn(
+            got.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+        )
+        (grad,) = torch.autograd.grad((got * probe.to(got.dtype)).sum(), x)
+        # Written without the diagonal's −∞, whose gradient would be NaN in the reference.
+        (expected,) = torch.autograd.grad((theirs(z) * probe).sum(), z)
+        scale = float(probe.abs().max()) * (reach * 3 if verb == "average" else 1)
+        torch.testing.assert_close(grad.double(), expected, rtol=0, atol=bound * scale)
+        assert grad.dtype == case.dtype
+
+
+@pytest.mark.parametrize("engine", STORED)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("d", [1, 3, 64])
+@pytest.mark.parametrize("cost", list(ref.COSTS))
+@pytest.mark.parametrize("batch", [(), (2, 2)], ids=["", "batch"])
+def test_gradients_in_the_queries(cloud, engine, dtype, d, cost, batch):
+    for rho in (0.1, 10.0):
+        compare_gradients(Case(cloud, d=d, dtype=dtype, cost=cost, rho=rho, batch=batch), engine)
+
+
+@pytest.mark.parametrize("engine", STORED)
+@pytest.mark.parametrize("cost", list(ref.COSTS))
+def test_masked_gradients_in_the_queries(cloud, engine, cost):
+    x, y, bias = cloud(0, 6, 2), cloud(1, 8, 2), cloud(2, 8)
+    name = ref.student if cost == "student" else cost
+    for verb in ("log_mass", "barycentre"):
+
+        def run(q, verb=verb):
+            kernel = gibbs_kernel(q, y, name, 1.3, mask_self=True, backend=engine)
+            return getattr(kernel, verb)(bias)
+
+        assert torch.autograd.gradcheck(run, (x.clone().requires_grad_(),))
+
+
+@pytest.mark.parametrize("engine", STORED)
+@pytest.mark.parametrize("cost", list(ref.COSTS))
+@pytest.mark.parametrize("mask", [False, True], ids=["", "masked"])
+def test_mean_cost_gradient(cloud, engine, cost, mask):
+    case = Case(cloud, cost=cost, dtype=torch.float64, mask=mask, batch=(2,))
+    rows = ref.softmax(ref.log_kernel(case.x, case.y, cost, case.tau, mask) + case.bias[:, None])
+    gradients = ref.gradients(case.x, case.y, cost)
+    expected = (rows[..., None] * gradients).sum(-2)
+    bound = 2 * float(case.row.max()) * float(gradients.norm(dim=-1).max())
+    got = case.kernel(engine).mean_cost_gradient(case.bias)
+    torch.testing.assert_close(got, expected, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("engine", STORED)
+@pytest.mark.parametrize("velocity_at", ["coincident", "apart"])
+def test_distance_has_no_gradient_at_an_atom(cloud, engine, velocity_at):
+    y = cloud(0, 5, 2)
+    x = y.clone() if velocity_at == "coincident" else y + 1
+    got = gibbs_kernel(x, y, "euclidean", 0.5, backend=engine).mean_cost_gradient(torch.zeros(5))
+    rows = ref.softmax(ref.log_kernel(x, y, "euclidean", 0.5))
+    expected = (rows[..., None] * ref.gradients(x, y, "euclidean")).sum(-2)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-13)
+
+
+# Hard numbers: the exact answer far from the origin, far apart, and at extreme temperatures.
+
+
+@pytest.mark.parametrize("engine", STORED)
+@pytest.mark.parametrize("cost", ["half_squared", "squared"])
+@pytest.mark.parametrize("tau", [0.25, 1.0])
+def test_clouds_far_apart_lose_no_digits(cloud, engine, cost, tau):
+    """C/τ ~ 1e8 between the clouds, in float32: what matters are differences of order 1."""
+    x, y = cloud(0, 20, 2, dtype=torch.float32), cloud(1, 30, 2, dtype=torch.float32)
+    y = y + torch.tensor([8e3, -6e3])
+    bias = cloud(2, 30)
+    # Points exact in working coordinates are part of the input: rounding enters with the spread
+    # of each cloud (10) times the gap, in units of τ, not with the gap squared.
+    eps, gap = torch.finfo(torch.float32).eps, 1e4 * (2 if cost == "squared" else 1) / tau
+    kernel = gibbs_kernel(x, y, cost, tau, backend=engine)
+    expected = ref.log_mass(x, y, bias, cost, tau)
+    assert float(expected.abs().max()) > 4e7
+    torch.testing.assert_close(
+        kernel.log_mass(bias), expected, rtol=1e-15, atol=eps * gap * ref.spread(y)
+    )
+    average = ref.barycentre(x, y, bias, cost, tau)
+    got = kernel.barycentre(bias).double()
+    torch.testing.assert_close(got, average, rtol=2 * eps, atol=eps * gap * ref.spread(y) ** 2)
+
+
+@pytest.mark.parametrize("engine", STORED)
+def test_clouds_far_from_the_origin(cloud, engine):
+    offset = torch.tensor([1024.0, -2048.0])  # exact in float32
+    x = (cloud(0, 20, 2, dtype=torch.float32) * 64).round() / 64
+    y = (cloud(1, 30, 2, dtype=torch.float32) * 64).round() / 64
+    bias = cloud(2, 30)
+    for cost in ("half_squared", "euclidean"):
+        near = gibbs_kernel(x, y, cost, 0.1, backend=engine)
+        far = gibbs_kernel(x + offset, y + offset, cost, 0.1, backend=engine)
+        bound = 8 * torch.finfo(torch.float32).eps * float(ref.pairs(x, y, cost).max()) / 0.1
+        # The means of the clouds, rounded, are the only difference.
+        bound += 4 * torch.finfo(torch.float32).eps * 2048 * ref.spread(x, y) / 0.1
+        torch.testing.assert_close(near.log_mass(bias), far.log_mass(bias), rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("engine", STORED)
+def test_near_neighbours_in_a_wide_cloud(cloud, engine):
+    """What ½‖x‖² + ½‖y‖² − x·y would cancel: pairs at distance √τ, 600 √τ from the mean.
+
+    Rounding the coordinates (radius R in units of √τ) moves a logit by eps·R·√(2C/τ), and no more
+    is allowed; the expanded square would be off by eps·R².
+    """
+    tau = 1e-5
+    x = cloud(0, 40, 2, dtype=torch.float32)
+    y = x + tau**0.5 * cloud(1, 40, 2, dtype=torch.float32)
+    bias = cloud(2, 40)
+    args = (x, y, bias, "half_squared", tau)
+    logits = ref.pairs(x, y, "half_squared") / tau
+    rows = ref.softmax(bias - logits)
+    radius = float(x.norm(dim=-1).max()) / tau**0.5
+    near = (rows * (logits + 2 * radius * (2 * logits).sqrt())).sum(-1)
+    bound = 4 * torch.finfo(torch.float32).eps * (1 + float(bias.abs().max()) + near)
+    assert float(bound.max()) < torch.finfo(torch.float32).eps * radius**2 / 10
+    kernel = gibbs_kernel(x, y, "half_squared", tau, backend=engine)
+    expected = ref.log_mass(*args)
+    for shift in (None, expected):
+        off = (kernel.log_mass(bias, shift) - expected).abs()
+        assert bool((off <= bound).all())
+
+
+# KeOps: each axis once.
+
+
+@pytest.mark.usefixtures("keops")
+@pytest.mark.filterwarnings("error::keodrift.errors.BackendWarning")
+class TestKeops:
+    @pytest.mark.parametrize("d", [1, 2, 3, 6, 64])
+    def test_verbs_in_single_precision(self, cloud, d):
+        for rho in RHOS:
+            Case(cloud, d=d, rho=rho).check("keops", guesses=(None,))
+        Case(cloud, d=d, n=31, m=23).check("keops", guesses=(None,))
+
+    def test_double_precision(self, cloud):
+        for rho in RHOS:
+            low, high = (Case(cloud, d=d, rho=rho, dtype=torch.float64) for d in (2, 64))
+            low.check("keops", verbs=("average",), guesses=(None,))
+            high.check("keops", verbs=("mass",), guesses=(None,))
+
+    def test_plain_sums_about_a_guess(self, cloud):
+        for rho in RHOS:
+            Case(cloud, rho=rho).check("keops", guesses=(0.0, 3.0, 500.0))
+        Case(cloud, batch=(2, 2)).check("keops", guesses=(0.0,))
+
+    def test_plain_sums_in_high_dimension(self, cloud):
+        Case(cloud, d=64).check("keops", verbs=("mass",), guesses=(0.0, 3.0))
+
+    def test_batch_axes(self, cloud):
+        for batch in ((1,), (3,), (2, 3)):
+            Case(cloud, batch=batch).check("keops", guesses=(None,))
+
+    def test_masked_diagonals(self, cloud):
+        Case(cloud, mask=True).check("keops", verbs=("mass",))
+        for n, m in ((23, 31), (31, 23)):
+            Case(cloud, n=n, m=m, d=3, mask=True).check("keops", verbs=("average",))
+
+    def test_a_masked_query_alone(self, cloud):
+        case = Case(cloud, mask=True)
+        case.bias[:] = -torch.inf
+        case.bias[1] = 0.3
+        mass = case.kernel("keops").log_mass(case.bias)
+        assert torch.isneginf(mass[1]) and torch.isfinite(mass[2:]).all()
+
+    def test_the_other_costs(self, cloud):
+        Case(cloud, cost="squared").check("keops")  # the formulas of half_squared
+        Case(cloud, cost="euclidean").check("keops")
+        Case(cloud, cost="student").check("keops", verbs=("mass",))
+
+    def test_drifts(self, cloud):
+        """Whole recipes on the formulas above, against the engine that stores its pairs."""
+        x, y = cloud(0, 60, 2, dtype=torch.float32), cloud(1, 70, 2, dtype=torch.float32) + 1
+        p = ref.problem(x, y, 0.5)
+        for make, passes in (
+            (lambda **o: kd.OneSidedDrift(0.5, mask_self=False, **o), 1),
+            (lambda **o: kd.TwoSidedDrift(0.5, mask_self=False, **o), 2),
+            (lambda **o: kd.SinkhornDrift(0.5, iterations=9, **o), 9),
+        ):
+            expected = make(backend="dense")(x.double(), y.double())
+            bound = ref.tolerance(p, torch.float32, passes)
+            got = make(backend="keops")(x, y).double()
+            torch.testing.assert_close(got, expected, rtol=0, atol=bound)
+        field = kd.SinkhornDrift(0.5, tol=1e-4, backend="keops").fit(x, y)
+        logits = ref.log_kernel(x, y, "half_squared", 0.5)
+        rounding = 4 * torch.finfo(torch.float32).eps * (1 + ref.logit_scale(p))
+        assert bool(field.converged)
+        assert float(ref.column_error(logits, p.a, p.b, field.data.bias)) <= 1e-4 + rounding
+
+    def test_gradient_of_log_mass(self, cloud):
+        compare_gradients(Case(cloud), "keops", ("mass",))
+
+    def test_gradient_of_the_barycentre(self, cloud):
+        compare_gradients(Case(cloud, d=3), "keops", ("average",))
+
+
+def test_choose_backend_explains_itself():
+    small = choose_backend(1000, 1000, 2)
+    assert small.engine == "dense" and str(1000 * 1000) in small.reason
+    for n, m, d, device in (
+        (100_000, 100_000, 2, "cpu"),
+        (100_000, 100_000, 512, "cpu"),
+        (100_000, 100_000, 512, "cuda"),
+        (64, 64, 512, "cpu"),
+    ):
+        choice = choose_backend(n, m, d, device=device)
+        assert choice.engine in ENGINES
+        assert len(choice.reason.split()) >= 4
+        assert choice.engine in str(choice) and choice.reason in str(choice)
+    assert choose_backend(100_000, 100_000, 512).engine == "tiled"
+    assert choose_backend(100_000, 100_000, 512).engine != "dense"
+    # A batch counts with all its problems.
+    assert choose_backend(1000, 1000, 2, batch=1000).engine != "dense"
+    with pytest.raises(OptionError) as error:
+        choose_backend(10, 10, 2, cost="manhattan")
+    assert error.value.argument == "cost"
+
+
+def test_auto_is_the_chosen_engine(cloud):
+    kernel = gibbs_kernel(cloud(0, 9, 2), cloud(1, 8, 2), "half_squared", 1.0)
+    assert kernel.engine == choose_backend(9, 8, 2).engine
+
+
+def test_a_named_engine_is_the_one_that_answers(cloud):
+    for name in ENGINES:
+        kernel = gibbs_kernel(cloud(0, 9, 2), cloud(1, 8, 2), "half_squared", 1.0, backend=name)
+        assert kernel.engine == name
+    with pytest.raises(ArgumentError) as error:
+        gibbs_kernel(cloud(0, 9, 2), cloud(1, 8, 2), "half_squared", 1.0, backend="numpy")
+    assert error.value.argument == "backend"
+
+
+def test_no_block_of_all_pairs_is_ever_stored_by_the_streaming_engine():
+    """Linear memory: the largest tensor that the tiled engine makes stays far below N·M."""
+    n = 6000
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(n, 3, generator=generator) for _ in range(2))
+    kernel = gibbs_kernel(x, y, "half_squared", 0.5, mask_self=True, backend="tiled")
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            out = function(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                largest = max(largest, out.numel())
+            return out
+
+    with Watch():
+        mass = kernel.log_mass(torch.zeros(n))
+        kernel.log_mass(torch.zeros(n), mass)
+        kernel.barycentre(torch.zeros(n), shift=mass)
+        kernel.mean_cost_gradient(torch.zeros(n))
+    assert largest < n * n / 10
+
+
+def test_costs_with_structure_and_the_same_as_an_expression(cloud):
+    for name in ("half_squared", "squared", "euclidean"):
+        named = Case(cloud, cost=name, dtype=torch.float64)
+        plain = Cost("plain", lambda x, y, name=name: ref.COSTS[name](x, y))
+        kernel = gibbs_kernel(named.x, named.y, plain, named.tau, backend="tiled")
+        named.check_mass(kernel.log_mass(named.bias))
+        named.check_average(kernel.barycentre(named.bias))
