@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -22,7 +22,9 @@ from keodrift.errors import (
 
 
 def check_cloud(name: str, points: Tensor, like: Tensor | None = None) -> Tensor:
-    """Checks a cloud ``(…, K, d)`` and returns it detached, in float32 at least.
+    """Checks a cloud ``(…, K, d)`` and returns a copy, detached, in float32 at least.
+
+    A copy, because a fitted field keeps its clouds while the caller's particles move on.
 
     Args:
         name: Name of the argument.
@@ -55,13 +57,41 @@ def check_cloud(name: str, points: Tensor, like: Tensor | None = None) -> Tensor
             raise ShapeError(
                 name, f"batch axes {shape[:-2]}", f"those of x, {tuple(like.shape[:-2])}"
             )
-    points = points.detach()
+    points = points.detach().clone()
     if points.dtype in (torch.float16, torch.bfloat16):
         points = points.float()
+    _check_finite(name, points)
+    return points
+
+
+def check_queries(name: str, points: Tensor, like: Tensor) -> Tensor:
+    """Checks queries ``(…, K, d)`` of a field and returns them in its dtype, with their graph.
+
+    Args:
+        name: Name of the argument.
+        points: The queries; their floating-point dtype is free.
+        like: The particles of the field.
+
+    Raises:
+        ArgumentError: As `check_cloud`.
+    """
+    if isinstance(points, Tensor) and points.dtype.is_floating_point:
+        check_cloud(name, points.detach().to(like.dtype), like)
+        return points.to(like.dtype)
+    return check_cloud(name, points, like)
+
+
+def _check_finite(name: str, points: Tensor) -> None:
     if not bool(torch.isfinite(points).all()):
         bad = int((~torch.isfinite(points)).sum())
         raise NonFiniteError(name, f"{bad} NaN or infinite coordinates", "finite coordinates")
-    return points
+    largest, limit = float(points.abs().max()), torch.finfo(points.dtype).max ** 0.5 / 1024
+    if largest > limit:
+        raise NonFiniteError(
+            name,
+            f"coordinates up to {largest:.1e}, whose squares overflow",
+            f"coordinates below {limit:.1e}; rescale them",
+        )
 
 
 def check_weights(name: str, weights: Tensor | None, points: Tensor) -> Tensor:
@@ -121,8 +151,8 @@ def check_tau(tau: object) -> float:
         TemperatureError: Not a number, not finite, or not positive.
     """
     value = _number(tau)
-    if not (math.isfinite(value) and value > 0):
-        needs = "a positive finite number, in the unit of the cost"
+    if not 1e-30 <= value <= 1e30:
+        needs = "a positive finite number (1e-30 to 1e30), in the unit of the cost"
         raise TemperatureError("tau", repr(tau), needs)
     return value
 
@@ -143,7 +173,7 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 def check_positive(name: str, value: object, *, integer: bool = False) -> None:
     """Checks that a number is positive and finite."""
     number = _number(value)
-    whole = isinstance(value, int) or not integer
+    whole = isinstance(value, Integral) or not integer
     if not (whole and math.isfinite(number) and number > 0):
         raise OptionError(name, repr(value), f"a positive {'integer' if integer else 'number'}")
 

@@ -77,10 +77,8 @@ class Cost:
         return value
 
     def scale(self, tau: float) -> float:
-        """Factor on lengths after which C/τ is ½‖·‖² (quadratic) or ‖·‖ (distance)."""
-        if self.form == "quadratic":
-            return math.sqrt(self.factor / tau)
-        return self.factor / tau if self.form == "distance" else 1.0
+        """Factor on lengths after which a quadratic C/τ is ½‖·‖²; 1 for other costs."""
+        return math.sqrt(self.factor / tau) if self.form == "quadratic" else 1.0
 
 
 _EXPRESSION_NEEDS = (
@@ -97,9 +95,22 @@ def _safe_root(square: Any) -> Any:
     return square.sqrt()
 
 
-half_squared = Cost("half_squared", lambda x, y: ((x - y) ** 2).sum(-1) / 2, "quadratic", 1.0)
-squared = Cost("squared", lambda x, y: ((x - y) ** 2).sum(-1), "quadratic", 2.0)
-euclidean = Cost("euclidean", lambda x, y: _safe_root(((x - y) ** 2).sum(-1)), "distance", 1.0)
+# Named functions rather than lambdas, so that drifts and fields can be pickled.
+def _squared(x: Any, y: Any) -> Any:
+    return ((x - y) ** 2).sum(-1)
+
+
+def _half_squared(x: Any, y: Any) -> Any:
+    return _squared(x, y) / 2
+
+
+def _euclidean(x: Any, y: Any) -> Any:
+    return _safe_root(_squared(x, y))
+
+
+half_squared = Cost("half_squared", _half_squared, "quadratic", 1.0)
+squared = Cost("squared", _squared, "quadratic", 2.0)
+euclidean = Cost("euclidean", _euclidean, "distance", 1.0)
 
 COSTS: dict[str, Cost] = {cost.name: cost for cost in (half_squared, squared, euclidean)}
 

@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+
+
+def users_stacklevel() -> int:
+    """The ``stacklevel`` at which a warning points to the first caller outside this package."""
+    package, level = __name__.partition(".")[0], 1
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] == package:
+        frame, level = frame.f_back, level + 1
+    return level
+
 
 class ArgumentError(ValueError):
     """A public call was given an argument it cannot work with.

@@ -1,6 +1,6 @@
 """Drift fields: a data side and a model side, V(z) = m⁺(T⁺(z) − z) − m⁻(T⁻(z) − z).
 
-Each side is a cloud with a bias (SPEC: one formula for every field), so a field can be evaluated
+Each side is a cloud with a bias (one formula for every field), so a field can be evaluated
 anywhere; what differs between the methods is how the biases and the masses m± come about.
 """
 
@@ -12,6 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from keodrift.checks import check_queries
 from keodrift.costs import Cost
 from keodrift.reductions import GibbsKernel, gibbs_kernel
 from keodrift.sinkhorn import Coupling
@@ -128,12 +129,17 @@ class DriftField:
 
         Returns:
             ``(…, K, d)``, in the dtype of the particles (of ``z`` where it is given).
+
+        Raises:
+            ArgumentError: ``z`` is not a finite floating-point cloud of the field's dimension,
+                batch axes and device.
         """
         if z is None:
             with torch.no_grad(), torch.autocast(self.particles.device.type, enabled=False):
                 return self._at(self.particles, self.mask_self).to(self.dtype)
+        queries = check_queries("z", z, self.particles)
         with torch.autocast(self.particles.device.type, enabled=False):
-            return self._at(z.to(self.particles.dtype), False).to(z.dtype)
+            return self._at(queries, False).to(z.dtype)
 
     def _at(self, z: Tensor, mask_self: bool) -> Tensor:
         if self.floor > 0 and self.mass is not None:

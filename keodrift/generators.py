@@ -5,6 +5,7 @@ Their weights are decided by ``seed`` and leave torch's global random state as i
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -49,7 +50,7 @@ class MLP(nn.Module):
         with _seeded(seed):
             widths = [noise_dim] + [width] * hidden
             layers: list[nn.Module] = []
-            for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+            for fan_in, fan_out in itertools.pairwise(widths):
                 layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
             self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], dim))
 

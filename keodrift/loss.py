@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from keodrift.checks import check_positive
+from keodrift.checks import check_cloud, check_positive
 from keodrift.drifts import Drift
 from keodrift.errors import OptionError
 
@@ -30,8 +31,8 @@ def drift_loss(
         drift: The drift, or several (temperatures), whose fields are added.
         normalize: Divides each field by its root mean square, so that every temperature and every
             stage of training moves particles equally far. Off: the field as it is.
-        scale_features: Divides coordinates by the factor that makes the root mean square distance
-            between particles and data √d, before the drift; τ is then relative to that scale.
+        scale_features: Divides coordinates by the factor that makes the mean distance between
+            particles and data √d, before the drift; τ is then relative to that scale.
         **inputs: Weights, negatives, labels, start: as for calling the drift.
 
     Returns:
@@ -49,9 +50,13 @@ def drift_loss(
         >>> kd.drift_loss(x, torch.ones(4, 2), kd.OneSidedDrift(tau=1.0)).item()
         1.0
     """
-    drifts = [drift] if isinstance(drift, Drift) else list(drift)
+    drifts = drift if isinstance(drift, Sequence) else [drift]
     if not drifts or not all(isinstance(one, Drift) for one in drifts):
         raise OptionError("drift", repr(drift), "a Drift or a non-empty sequence of them")
+    check_cloud("x", x)
+    check_cloud("y", y, x)
+    if inputs.get("negatives") is not None:
+        check_cloud("negatives", inputs["negatives"], x)
     scale = feature_scale(x, y) if scale_features else 1.0
     features = x / scale
     with torch.no_grad():
@@ -69,12 +74,13 @@ def drift_loss(
     return per_particle.mean()
 
 
-def feature_scale(x: Tensor, y: Tensor) -> float:
-    """Factor S that makes the root mean square distance of x and y, divided by S, equal √d.
+def feature_scale(x: Tensor, y: Tensor, points: int = 2048) -> float:
+    """Factor S for which the mean distance of x and y, divided by S, is √d.
 
     Args:
         x: Particles, ``(…, N, d)``.
         y: Data, ``(…, M, d)``.
+        points: The mean runs over at most so many points of each cloud, evenly picked.
 
     Returns:
         A positive length; 1 for clouds at a single point.
@@ -84,11 +90,10 @@ def feature_scale(x: Tensor, y: Tensor) -> float:
         >>> feature_scale(torch.zeros(1, 4), torch.full((1, 4), 3.0))
         3.0
     """
-    d = x.shape[-1]
-    a, b = x.detach().double().reshape(-1, d), y.detach().double().reshape(-1, d)
-    between = (a.mean(0) - b.mean(0)).square().sum()
-    spread = a.var(0, correction=0).sum() + b.var(0, correction=0).sum()
-    scale = float(((between + spread) / d).sqrt())
+    few_x, few_y = (
+        cloud.detach()[..., :: -(-cloud.shape[-2] // points), :].double() for cloud in (x, y)
+    )
+    scale = float(torch.cdist(few_x, few_y).mean()) / math.sqrt(x.shape[-1])
     return scale if scale > 0 else 1.0
 
 

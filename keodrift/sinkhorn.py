@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from keodrift.anderson import Anderson
-from keodrift.errors import ConvergenceWarning
+from keodrift.errors import ConvergenceWarning, users_stacklevel
 from keodrift.reductions import GibbsKernel
 
 
@@ -49,7 +49,7 @@ class Coupling:
 
     @property
     def bias(self) -> Tensor:
-        """β_j = log b_j + g_j/τ (SPEC's bias), which turns softmax rows into the coupling's."""
+        """β_j = log b_j + g_j/τ, with which a softmax along rows is the coupling's."""
         return self.b.log() + self.g
 
     @cached_property
@@ -164,7 +164,7 @@ def solve(
             f"Sinkhorn stopped after {half_steps} half-steps with marginal error "
             f"{float(error.max()):.1e} > tol = {tol:g}; raise max_iterations, tol or tau.",
             ConvergenceWarning,
-            stacklevel=3,
+            stacklevel=users_stacklevel(),
         )
     return coupling
 

@@ -150,8 +150,10 @@ class Drift(ABC):
             ArgumentError: An input is not what it should be; see `keodrift.errors`.
         """
         problem = self.problem(x, y, x_weights, y_weights, negatives, negative_weights)
-        if start is not None and not isinstance(start, DriftField):
-            raise OptionError("start", type(start).__name__, "a DriftField fitted before")
+        if start is not None:
+            if not isinstance(start, DriftField):
+                raise OptionError("start", type(start).__name__, "a DriftField fitted before")
+            checks.check_cloud("start", start.particles, problem.x)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             return self._fit(problem, start)
 

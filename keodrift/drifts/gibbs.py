@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from keodrift.checks import check_choice
+from keodrift.checks import check_choice, check_positive
 from keodrift.drifts.base import Drift, Problem, count
 from keodrift.errors import OptionError
 from keodrift.fields import DriftField, JointMass
@@ -62,7 +62,8 @@ class TwoSidedDrift(Drift):
         check_choice("form", self.form, ("split", "joint"))
         if self.floor is None:
             return
-        if isinstance(self.floor, bool) or not 0 < self.floor < 1:
+        check_positive("floor", self.floor)
+        if self.floor >= 1:
             raise OptionError("floor", repr(self.floor), "a number between 0 and 1, or None")
         if self.form != "joint" or self.velocity != "barycentric":
             raise OptionError(

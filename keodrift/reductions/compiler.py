@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from keodrift.errors import BackendWarning
+from keodrift.errors import BackendWarning, users_stacklevel
 
 # gcc on x86-64 is where these were tried; elsewhere KeOps' own flags give the same numbers, slower.
 FAST_FLAGS = (
@@ -60,7 +60,7 @@ def report_failure(error: BaseException) -> None:
             f"KeOps could not compile ({_failure}); the tiled engine answers instead. "
             "KeOps needs a C++ compiler (g++) and the Python headers.",
             BackendWarning,
-            stacklevel=2,
+            stacklevel=users_stacklevel(),
         )
 
 

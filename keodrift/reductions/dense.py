@@ -84,7 +84,8 @@ class DenseKernel(GibbsKernel):
         return total * self._rest(bias, shift).exp_()[..., None]
 
     def _floored_sum(self, bias: Tensor, shift: Tensor, values: Tensor, floor: float) -> Tensor:
-        weights = exponentials_((bias[:, None, :] - self.block.detach()).sub_(shift[..., None]))
+        logits = bias[:, None, :] - self.block - shift[..., None]
+        weights = logits.exp() if logits.requires_grad else exponentials_(logits)
         return raise_to(floor, weights, self.frame.mask_self) @ values
 
     def _here(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,8 +127,8 @@ def lowest(like: Tensor) -> float:
 
 
 def raise_to(floor: float, weights: Tensor, mask_self: bool, i: int = 0, j: int = 0) -> Tensor:
-    """Raises kernel values to a floor in place; excluded pairs stay at 0."""
-    weights.clamp_(min=floor)
+    """Raises kernel values to a floor; excluded pairs stay at 0."""
+    weights = weights.clamp(min=floor)
     if mask_self:
         _diagonal(weights, i, j).zero_()
     return weights
@@ -158,6 +159,8 @@ def working_cost(frame: Frame, x: Tensor, y: Tensor) -> Tensor:
         if form == "quadratic":
             return square / 2
         # A floor under the root makes the derivative at coinciding points 0 instead of NaN.
-        return square.clamp_min(torch.finfo(x.dtype).tiny).sqrt()
+        return square.clamp_min(torch.finfo(x.dtype).tiny).sqrt() * (frame.cost.factor / frame.tau)
     distance = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
-    return distance.square_().div_(2) if form == "quadratic" else distance
+    if form == "quadratic":
+        return distance.square_().div_(2)
+    return distance.mul_(frame.cost.factor / frame.tau)

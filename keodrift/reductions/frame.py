@@ -1,4 +1,4 @@
-"""Working coordinates: lengths in units of √τ (or τ), each cloud about its own mean.
+"""Working coordinates: a quadratic cost in units of τ, each cloud about its own mean.
 
 A quadratic cost separates under translations: with x = X + p and y = Y + q,
 
@@ -30,7 +30,7 @@ class Frame:
         y_origin: An atom is ``y_origin + y / scale``; ``(B, 1, d)``.
         x_origin: The same for queries.
         scale: Working lengths per length.
-        cost: The ground cost; ``c`` is ½‖·‖², ‖·‖ or ``cost.expression / tau`` by its form.
+        cost: The ground cost; ``c`` is ½‖x − y‖² if it is quadratic, else the cost over τ.
         tau: Temperature, in the unit of the cost.
         mask_self: Pairs i = j are excluded.
     """

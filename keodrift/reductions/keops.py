@@ -134,12 +134,12 @@ class KeopsKernel(GibbsKernel):
         x, y = (self._symbol(points, axis) for axis, points in enumerate(self._points))
         if frame.cost.form == "quadratic":
             cost = x.sqdist(y)
-        elif frame.cost.form == "distance":
-            cost = x.sqdist(y).sqrt()
         else:
             # A variable, not a number: numbers become parameters that live on the CPU.
-            inverse = torch.full_like(frame.y[..., :1], 1 / frame.tau)
-            cost = frame.cost.expression(x, y) * self._symbol(inverse, 1)
+            rate = torch.full_like(frame.y[..., :1], frame.cost.factor / frame.tau)
+            distance = frame.cost.form == "distance"
+            cost = x.sqdist(y).sqrt() if distance else frame.cost.expression(x, y)
+            cost = cost * self._symbol(rate, 1)
         logits = self._symbol(bias.clamp_min(NEVER)[..., None], 1) - cost
         if not frame.mask_self:
             return logits

@@ -120,10 +120,15 @@ class GibbsKernel(ABC):
             return -frame.cost.factor * pull
         # The log-mass of any cost knows its own gradient: one reduction more, no new formula.
         graph = frame.x.requires_grad
-        with torch.enable_grad():
-            x = frame.x if graph else frame.x.detach().requires_grad_()
-            kernel = self if graph else self._with_queries(x)
-            mass = kernel._log_sum(kernel._working(bias)[0])
+        with torch.inference_mode(False), torch.enable_grad():
+            kernel, weights = self, self._working(bias)[0]
+            if not graph:
+                # Copies, because tensors made in inference mode cannot enter a graph.
+                x = frame.x.clone().requires_grad_()
+                kernel = type(self)(replace(frame, x=x, y=frame.y.clone()), self.batch)
+                weights = weights.clone()
+            x = kernel.frame.x
+            mass = kernel._log_sum(weights)
             (slope,) = torch.autograd.grad(mass.sum(), x, create_graph=graph)
         slope = slope.reshape(*self.batch, *slope.shape[-2:])
         empty = self.empty_rows(bias)
@@ -166,9 +171,6 @@ class GibbsKernel(ABC):
         full = bias.detach().double().reshape(col.shape) + col
         top = full.amax(-1, keepdim=True)
         return (full - top).to(self.frame.y.dtype), top
-
-    def _with_queries(self, x: Tensor) -> GibbsKernel:
-        return type(self)(replace(self.frame, x=x), self.batch)
 
     def _sum_about(
         self, bias: Tensor, guess: Tensor, values: Tensor | None = None

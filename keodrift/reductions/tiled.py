@@ -27,7 +27,7 @@ class TiledKernel(GibbsKernel):
 
     def _log_sum(self, bias: Tensor) -> Tensor:
         if self.frame.x.requires_grad:
-            return self._by_rows(lambda logits: torch.logsumexp(logits, -1).double(), bias, -1)
+            return self._by_rows(lambda logits, _: torch.logsumexp(logits, -1).double(), bias, -1)
         # One array for all blocks: many small results between the freed tiles would pin the heap.
         out = bias.new_empty(self.frame.x.shape[:2], dtype=torch.float64)
         for rows, top, mass, _ in self._stream(bias, None):
@@ -36,7 +36,7 @@ class TiledKernel(GibbsKernel):
 
     def _average(self, bias: Tensor, values: Tensor) -> Tensor:
         if self.frame.x.requires_grad:
-            return self._by_rows(lambda logits: torch.softmax(logits, -1) @ values, bias, -2)
+            return self._by_rows(lambda logits, _: torch.softmax(logits, -1) @ values, bias, -2)
         out = values.new_empty(*self.frame.x.shape[:2], values.shape[-1])
         for rows, _, mass, total in self._stream(bias, values):
             out[:, rows] = total / mass[..., None].to(total.dtype)
@@ -46,7 +46,14 @@ class TiledKernel(GibbsKernel):
         return self._sum(bias, shift, values, 0.0)
 
     def _floored_sum(self, bias: Tensor, shift: Tensor, values: Tensor, floor: float) -> Tensor:
-        return self._sum(bias, shift, values, floor)
+        if not self.frame.x.requires_grad:
+            return self._sum(bias, shift, values, floor)
+
+        def verb(logits: Tensor, i: int) -> Tensor:
+            weights = (logits - shift[:, i : i + logits.shape[1], None]).exp()
+            return raise_to(floor, weights, self.frame.mask_self, i) @ values
+
+        return self._by_rows(verb, bias, -2)
 
     def _sum(self, bias: Tensor, shift: Tensor, values: Tensor | None, floor: float) -> Tensor:
         frame = self.frame
@@ -128,7 +135,7 @@ class TiledKernel(GibbsKernel):
                 shift = row_term if isinstance(row_term, float) else row_term[..., 0]
                 yield slice(i, i_end), (top - shift).double(), mass.double(), total
 
-    def _by_rows(self, verb: Callable[[Tensor], Tensor], bias: Tensor, dim: int) -> Tensor:
+    def _by_rows(self, verb: Callable[[Tensor, int], Tensor], bias: Tensor, dim: int) -> Tensor:
         """Applies a verb to blocks of logits that the backward pass computes again."""
         frame = self.frame
         (b, n, d), m = frame.x.shape, frame.y.shape[1]
@@ -138,7 +145,7 @@ class TiledKernel(GibbsKernel):
             block = working_cost(frame, x, frame.y)
             if frame.mask_self:
                 block = exclude_self(block, i, 0)
-            return verb(bias[:, None, :] - block)
+            return verb(bias[:, None, :] - block, i)
 
         parts = [
             checkpoint(on_rows, frame.x[:, i : i + rows], i, use_reentrant=False)
