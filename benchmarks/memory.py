@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from common import machine
 
 # torch and keodrift are imported inside functions: on Linux a process inherits the peak of the one
 # that starts it, so the parent stays small until the last cell is done.
@@ -86,29 +86,6 @@ def run_cell(field: str, backend: str, size: int, device: str) -> dict:
         lines = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]
         return cell | {"error": lines[-1]}
     return cell | json.loads(done.stdout.splitlines()[-1])
-
-
-def machine(cells: list[dict], device: str) -> str:
-    """The machine and versions behind a table, in one line."""
-    from importlib.metadata import version
-
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].split(":", 1)[1].strip() if names else cpu
-    done = next((cell for cell in cells if "torch" in cell), {})
-    parts = [f"{cpu}, {os.cpu_count()} logical cores"]
-    if "device" in done:
-        parts.append(done["device"])
-    parts += [
-        f"device {device}",
-        f"{platform.system()}",
-        f"Python {platform.python_version()}",
-        f"torch {done.get('torch', '?')}",
-        f"KeOps {version('pykeops')}",
-    ]
-    return ", ".join(parts)
 
 
 def table(report: dict) -> str:
@@ -223,7 +200,7 @@ def main() -> int:
                         print(f"{name}: {cell['error']}", file=sys.stderr)
                 cells.append(cell)
     report = {
-        "machine": machine(cells, options.device),
+        "machine": machine(options.device),
         "limit_mb": options.limit_mb,
         "sizes": options.sizes,
         "cells": cells,

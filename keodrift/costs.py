@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -41,7 +41,7 @@ class Cost:
     """
 
     name: str
-    expression: Expression
+    expression: Expression = field(repr=False)
     form: Literal["quadratic", "distance", "expression"] = "expression"
     factor: float = 1.0
 

@@ -105,8 +105,8 @@ class Trainer:
         ):
             if every < 1:
                 raise ArgumentError(name, every, "at least 1 step")
-        self.warm_start = warm_start
-        self.use(drift)
+        drifts = list(drift) if isinstance(drift, Sequence) else [drift]
+        self.drifts: list[Any] = [WarmStart(one) for one in drifts] if warm_start else drifts
         self.network, self.batches, self.optimizer = network, batches, optimizer
         self.generator, self.scheduler = generator, scheduler
         self.loss_options = dict(loss_options or {})
@@ -123,11 +123,6 @@ class Trainer:
     def average(self) -> nn.Module:
         """The network with averaged weights."""
         return self.averaged.module
-
-    def use(self, drift: Any) -> None:
-        """Trains with another drift, or list of them, from the next step on."""
-        drifts = list(drift) if isinstance(drift, Sequence) else [drift]
-        self.drifts: list[Any] = [WarmStart(one) for one in drifts] if self.warm_start else drifts
 
     def run(self, steps: int, *, resume: bool = False) -> list[dict[str, float]]:
         """Trains until ``steps`` steps are done in all.
