@@ -26,7 +26,7 @@ demo: setup engines ## Run the demo: figures and the two-mode table
 
 test: lint engines ## Run every check: lint, types, tests, doctests, coverage
 	@echo "==> pytest: tests and doctests, with coverage"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --cov --cov-report=term
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal --cov --cov-report=term
 
 lint: setup ## Check style, format and types only
 	@echo "==> ruff check"

@@ -143,15 +143,12 @@ def cell(spec: dict) -> None:
 
     x, y = clouds(spec["problem"], spec["size"], spec["d"])
     peer, value, tau = spec["peer"], spec["value"], spec["tau"]
-    small = [
-        cloud[:100]
-        for cloud in clouds(spec["problem"], 9000 if "keodrift" in peer else 200, spec["d"])
-    ]
-    if "keodrift" in peer:  # large enough to take the engine that the real size takes
-        small = [cloud.repeat(90, 1)[:, :] for cloud in small]
-        drift("keodrift, sweeps", 2, *small, tau)
+    if "keodrift" in peer:  # large enough to compile what the real size runs
+        few = clouds(spec["problem"], 3000, spec["d"])
+        drift(peer, 1e-2 if "tol" in peer else min(value, 2), *few, tau)
     elif peer != "reference":
-        drift(peer, 0.5 if "scaling" in peer else 2, *small, tau)
+        few = clouds(spec["problem"], 200, spec["d"])
+        drift(peer, 0.5 if "scaling" in peer else 2, *few, tau)
     begun = time.perf_counter()
     v = drift(peer, value, x, y, tau)
     print(json.dumps({"seconds": time.perf_counter() - begun}))
