@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import random
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -53,6 +54,28 @@ def test_small_problems_never_load_keops():
         kd.sinkhorn_divergence(x, y, 0.1)
         kd.choose_backend(100, 100, 2)
         assert "pykeops" not in sys.modules and "geomloss" not in sys.modules
+        """
+    )
+
+
+def test_without_a_compiler_one_warning_and_another_engine_answers(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", shutil.which("false") or "false")
+    monkeypatch.setenv("KEOPS_CACHE_FOLDER", str(tmp_path))
+    run(
+        """
+        import warnings
+        import torch
+        import keodrift as kd
+        x, y = torch.randn(50, 2), torch.randn(60, 2)
+        stored = kd.SinkhornDrift(0.5, backend="dense")(x, y)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                v = kd.SinkhornDrift(0.5, backend="keops")(x, y)
+                assert float((v - stored).abs().max()) < 1e-3
+        ours = [w for w in caught if issubclass(w.category, kd.BackendWarning)]
+        assert len(ours) == 1 and "compile" in str(ours[0].message), caught
+        assert kd.choose_backend(10**5, 10**5, 2).engine == "tiled"
         """
     )
 

@@ -38,6 +38,7 @@ FAST_FLAGS = (
 _lock = threading.RLock()
 _compiled: set[object] = set()
 _failure: str | None = None
+_fast_flags_work = bool(FAST_FLAGS)
 
 
 def failure() -> str | None:
@@ -51,10 +52,17 @@ def missing() -> bool:
     return not any(name and shutil.which(name) for name in names)
 
 
-def report_failure(error: BaseException) -> None:
-    """Remembers that KeOps cannot compile, and says so once."""
-    global _failure
-    if _failure is None:
+def fast_flags_work() -> bool:
+    """Whether the compiler is not known to refuse `FAST_FLAGS`."""
+    return _fast_flags_work
+
+
+def report_failure(error: BaseException, *, fast: bool = False) -> None:
+    """Remembers that KeOps cannot compile (with the fast flags, or at all: then it says so)."""
+    global _failure, _fast_flags_work
+    if fast:
+        _fast_flags_work = False
+    elif _failure is None:
         _failure = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         warnings.warn(
             f"KeOps could not compile ({_failure}); the tiled engine answers instead. "

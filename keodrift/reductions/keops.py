@@ -153,18 +153,21 @@ class KeopsKernel(GibbsKernel):
         self, verb: object, call: Callable[[], Tensor], *, fast: bool = False
     ) -> Tensor | None:
         """The result of a KeOps call, or None where KeOps cannot compile it."""
-        if compiler.failure() is not None:
-            return None
         frame = self.frame
         parts = (verb, frame.x.shape[-1], frame.y.dtype, frame.mask_self, self._device)
-        try:
-            with compiler.session(f"{parts} {frame.cost.name}", frame.cost, fast=fast):
-                return call()
-        except torch.OutOfMemoryError:
-            raise
-        except (ImportError, OSError, RuntimeError, KeyError, SystemExit) as error:
-            compiler.report_failure(error)
-            return None
+        name = f"{parts} {frame.cost.name}"
+        # A compiler that does not know the flags for fast sums may still do without them.
+        for quick in (True, False) if fast and compiler.fast_flags_work() else (False,):
+            if compiler.failure() is not None:
+                return None
+            try:
+                with compiler.session(name, frame.cost, fast=quick):
+                    return call()
+            except torch.OutOfMemoryError:
+                raise
+            except (ImportError, OSError, RuntimeError, KeyError, SystemExit) as error:
+                compiler.report_failure(error, fast=quick)
+        return None
 
 
 def _variables(points: Tensor, scalar: bool) -> list[Tensor]:
