@@ -7,7 +7,7 @@ from keodrift.errors import ArgumentError, BackendWarning, ConvergenceWarning
 from keodrift.fields import DriftField
 from keodrift.flow import Flow, WarmStart, simulate
 from keodrift.loss import drift_loss, guidance_weight
-from keodrift.reductions import choose_backend
+from keodrift.reductions import choose_backend, warmup
 
 __version__ = "0.1.0"
 
@@ -28,4 +28,5 @@ __all__ = [
     "guidance_weight",
     "simulate",
     "sinkhorn_divergence",
+    "warmup",
 ]

@@ -15,8 +15,9 @@ from keodrift.reductions.frame import make_frame
 from keodrift.reductions.keops import KeopsKernel
 from keodrift.reductions.kernel import GibbsKernel
 from keodrift.reductions.tiled import TiledKernel
+from keodrift.reductions.warmup import warmup
 
-__all__ = ["ENGINES", "Choice", "GibbsKernel", "choose_backend", "gibbs_kernel"]
+__all__ = ["ENGINES", "Choice", "GibbsKernel", "choose_backend", "gibbs_kernel", "warmup"]
 
 ENGINES: dict[str, type[GibbsKernel]] = {
     "dense": DenseKernel,
