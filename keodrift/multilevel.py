@@ -34,6 +34,7 @@ def cold_start(
     *,
     tol: float,
     max_iterations: int,
+    symmetric: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """First potentials ``(g, f)`` for `solve`, in units of τ, from ever coarser problems.
 
@@ -46,14 +47,23 @@ def cold_start(
         tau: Temperature.
         tol: Tolerance of the solve that follows; coarse levels are solved to a tenth of it.
         max_iterations: Cap on the half-steps of each level.
+        symmetric: The clouds are one; its levels need no cooling, their rate is ½ at any τ.
     """
     clusters = min(CLUSTERS, x.shape[-2] // REFINEMENT, y.shape[-2] // REFINEMENT)
     if x.dim() > 2 or clusters < SMALLEST:
-        return _cool(x, y, a, b, cost, tau), None
+        return torch.zeros_like(b) if symmetric else _cool(x, y, a, b, cost, tau), None
     coarse_x, coarse_a = cluster(x, a, clusters)
-    coarse_y, coarse_b = cluster(y, b, clusters)
+    coarse_y, coarse_b = (coarse_x, coarse_a) if symmetric else cluster(y, b, clusters)
     start = cold_start(
-        coarse_x, coarse_y, coarse_a, coarse_b, cost, tau, tol=tol, max_iterations=max_iterations
+        coarse_x,
+        coarse_y,
+        coarse_a,
+        coarse_b,
+        cost,
+        tau,
+        tol=tol,
+        max_iterations=max_iterations,
+        symmetric=symmetric,
     )
     coarse = solve(
         gibbs_kernel(coarse_x, coarse_y, cost, tau),
@@ -62,6 +72,7 @@ def cold_start(
         tol=tol / 10,
         max_iterations=max_iterations,
         start=start,
+        symmetric=symmetric,
         warn=False,
     )
     g = half_step(gibbs_kernel(y, coarse_x, cost, tau), coarse_a, coarse.f)

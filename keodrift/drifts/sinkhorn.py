@@ -90,9 +90,17 @@ class SinkhornDrift(Drift):
         first: tuple[Tensor, Tensor | None] | None = None
         if start is not None:
             first = start, None
-        elif not symmetric:
+        else:
             first = cold_start(
-                x, y, a, b, self.cost, self.tau, tol=self.tol, max_iterations=self.max_iterations
+                x,
+                y,
+                a,
+                b,
+                self.cost,
+                self.tau,
+                tol=self.tol,
+                max_iterations=self.max_iterations,
+                symmetric=symmetric,
             )
         return solve(
             kernel,

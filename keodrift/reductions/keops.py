@@ -19,6 +19,8 @@ from keodrift.reductions.tiled import TiledKernel
 NEVER = -1e30
 # Up to this d, one scalar variable a coordinate lets the compiler vectorise the loop over atoms.
 SCALAR_COORDINATES = 32
+# Longer values ride better in a matrix product: the loop over them stops the vectorisation.
+VECTOR_VALUES = 4
 # From so many pairs on, a first guess from so many atoms makes room for a plain sum.
 ROUGH_PAIRS, ROUGH_ATOMS = 1 << 23, 512
 
@@ -69,6 +71,8 @@ class KeopsKernel(GibbsKernel):
         if frame.cost.form != "quadratic":
             return self._tiled._plain_sum(bias, shift, values)
         d, v = frame.x.shape[-1], 0 if values is None else values.shape[-1]
+        if v > VECTOR_VALUES and not bias.is_cuda:
+            return self._tiled._plain_sum(bias, shift, values)
         scalar = d <= SCALAR_COORDINATES
 
         def run() -> Tensor:
@@ -189,7 +193,8 @@ def _plain_formula(d: int, v: int, scalar: bool, masked: bool) -> Any:
     else:
         names, square = [f"X=Vi({d})", f"Y=Vj({d})"], "SqDist(X,Y)"
     names += ["S=Vi(1)", "B=Vj(1)"]
-    weight = f"Exp(S+B-({square}))"
+    # Exponents stop at −80: denormal results would cost more than all the others.
+    weight = f"Exp(ReLU(S+B-({square})+IntCst(80))-IntCst(80))"
     if v > 0:
         names.append(f"W=Vj({v})")
     if masked:
