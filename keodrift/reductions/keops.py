@@ -76,7 +76,7 @@ class KeopsKernel(GibbsKernel):
         scalar = d <= SCALAR_COORDINATES
 
         def run() -> Tensor:
-            formula = _plain_formula(d, v, scalar, frame.mask_self)
+            formula = _plain_formula(d, v, scalar, frame.mask_self, bias.dtype == torch.float32)
             rows = []
             for b in range(len(bias)):
                 x, y = self._points
@@ -185,7 +185,7 @@ def _index(points: Tensor) -> Tensor:
 
 
 @cache
-def _plain_formula(d: int, v: int, scalar: bool, masked: bool) -> Any:
+def _plain_formula(d: int, v: int, scalar: bool, masked: bool, single: bool) -> Any:
     """Σ_j exp(shift_i + bias_j − ‖x_i − y_j‖²) values_j; without values (v = 0), the mass alone."""
     if scalar:
         names = [f"X{k}=Vi(1)" for k in range(d)] + [f"Y{k}=Vj(1)" for k in range(d)]
@@ -193,8 +193,12 @@ def _plain_formula(d: int, v: int, scalar: bool, masked: bool) -> Any:
     else:
         names, square = [f"X=Vi({d})", f"Y=Vj({d})"], "SqDist(X,Y)"
     names += ["S=Vi(1)", "B=Vj(1)"]
-    # Exponents stop at −80: denormal results would cost more than all the others.
-    weight = f"Exp(ReLU(S+B-({square})+IntCst(80))-IntCst(80))"
+    exponent = f"S+B-({square})"
+    if single:
+        # Denormal results would cost more than all the others, so exponents stop at −63: exp of it
+        # is lost beside any sum that is accepted, and adding 63 rounds half as much as 64 would.
+        exponent = f"ReLU({exponent}+IntCst(63))-IntCst(63)"
+    weight = f"Exp({exponent})"
     if v > 0:
         names.append(f"W=Vj({v})")
     if masked:

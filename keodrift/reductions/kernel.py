@@ -178,7 +178,7 @@ class GibbsKernel(ABC):
         """Plain sums about a guess of the log-mass; None where the guess was too far."""
         total = self._plain_sum(bias, guess, values)
         # Beyond these bounds single terms may have overflowed, or underflowed to denormals.
-        mass, edge = total[..., 0], torch.finfo(total.dtype).max ** 0.5
+        mass, edge = total[..., 0], torch.finfo(total.dtype).max ** (1 / 3)
         return total if bool(((mass < edge) & (mass > 1 / edge)).all()) else None
 
 
