@@ -9,6 +9,7 @@ log-sum-exp with its infinities, are compiled as KeOps would.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import importlib
@@ -17,6 +18,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
@@ -37,6 +39,7 @@ FAST_FLAGS = (
 
 _lock = threading.RLock()
 _compiled: set[object] = set()
+_at_exit = contextlib.ExitStack()
 _failure: str | None = None
 _fast_flags_work = bool(FAST_FLAGS)
 
@@ -77,8 +80,31 @@ def load() -> ModuleType:
     if "pykeops.torch" in sys.modules:
         return sys.modules["pykeops.torch"]
     silent = contextlib.redirect_stdout(io.StringIO())
-    with _environment(PYKEOPS_VERBOSE="0"), _floating_point_state(), silent:
-        return importlib.import_module("pykeops.torch")
+    with (
+        _index_lock(),
+        _environment(PYKEOPS_VERBOSE="0"),
+        _floating_point_state(),
+        silent,
+    ):
+        module = importlib.import_module("pykeops.torch")
+    # Handlers run last in, first out: this one holds the lock while KeOps writes its index.
+    atexit.register(lambda: _at_exit.enter_context(_index_lock()))
+    return module
+
+
+@contextlib.contextmanager
+def _index_lock() -> Iterator[None]:
+    """Keeps the index of compiled formulas, read on import and written at exit, in one piece."""
+    from filelock import FileLock, Timeout
+
+    user = os.getuid() if hasattr(os, "getuid") else "all"
+    lock = FileLock(Path(tempfile.gettempdir()) / f"keodrift-keops-{user}.lock")
+    with contextlib.suppress(Timeout, OSError):
+        lock.acquire(timeout=30)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager
