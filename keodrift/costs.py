@@ -19,7 +19,6 @@ from torch import Tensor
 from keodrift.errors import CostError, OptionError
 
 Expression = Callable[[Any, Any], Any]
-CostLike = "Cost | str | Expression"
 
 
 @dataclass(frozen=True)
