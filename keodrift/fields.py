@@ -144,12 +144,13 @@ class DriftField:
     def _at(self, z: Tensor, mask_self: bool) -> Tensor:
         if self.floor > 0 and self.mass is not None:
             return self._floored(self.mass, z, mask_self)
-        data, model = self.data.kernel(z), self.model.kernel(z, mask_self)
         shifts: tuple[Tensor | None, ...] = (None, None)
         if z is self.particles and self.couplings is not None:
             # At the particles the couplings have the kernels, and near enough the log-masses.
             data, model = (coupling.kernel for coupling in self.couplings)
             shifts = tuple(None if c.row is None else -c.row for c in self.couplings)
+        else:
+            data, model = self.data.kernel(z), self.model.kernel(z, mask_self)
         drift = self.data.pull(z, self.velocity, data, shifts[0])
         drift = drift - self.model.pull(z, self.velocity, model, shifts[1])
         if self.mass is None:

@@ -32,20 +32,20 @@ class Coupling:
         a: Weights of x, float64 ``(…, N)``.
         b: Weights of y, float64 ``(…, M)``.
         g: Potential on y in units of τ, ``(…, M)``.
+        tol: The marginal error that counts as converged.
         row: A potential on x whose column half-step is ``g``, in units of τ, if it is known.
         iterations: Half-steps done, the row normalisation of the barycentre included.
         error: L1 error of the column marginal of the row-normalised coupling, if it was measured.
-        tol: What `error` was asked to reach; None for a fixed number of half-steps.
     """
 
     kernel: GibbsKernel
     a: Tensor
     b: Tensor
     g: Tensor
+    tol: float
     row: Tensor | None = None
     iterations: int = 1
     error: Tensor | None = None
-    tol: float | None = None
 
     @property
     def bias(self) -> Tensor:
@@ -71,7 +71,7 @@ class Coupling:
     @property
     def converged(self) -> Tensor:
         """Whether the marginal error reached the tolerance, ``(…,)`` bool."""
-        return self.marginal_error <= (1e-3 if self.tol is None else self.tol)
+        return self.marginal_error <= self.tol
 
     def atoms_potential(self, kernel: GibbsKernel) -> Tensor:
         """The potential g as a function: at the queries of ``kernel``, whose atoms are x."""
@@ -94,14 +94,14 @@ def marginal_error(weights: Tensor, potential: Tensor, image: Tensor) -> Tensor:
     return (weights * torch.expm1((potential - image).clamp(max=700)).abs()).sum(-1)
 
 
-def iterate(kernel: GibbsKernel, a: Tensor, b: Tensor, half_steps: int) -> Coupling:
+def iterate(kernel: GibbsKernel, a: Tensor, b: Tensor, half_steps: int, *, tol: float) -> Coupling:
     """The coupling after an odd number of half-steps from g = 0; the barycentre does the last."""
     f = None
     g = torch.zeros_like(b)
     for step in range((half_steps - 1) // 2):
         f = half_step(kernel, b, g, f)
         g = half_step(kernel.T, a, f, g if step else None)
-    return Coupling(kernel, a, b, g, row=f, iterations=half_steps)
+    return Coupling(kernel, a, b, g, tol, row=f, iterations=half_steps)
 
 
 def solve(
@@ -157,8 +157,10 @@ def solve(
             break
         plain = image
         g = torch.where((error <= tol)[..., None], image, memory.extrapolate(g, image))
-    # The last half-step is kept: it can only lower the error that was measured before it.
-    coupling = Coupling(kernel, a, b, image, image if symmetric else f, half_steps + 1, error, tol)
+    # The last half-step is kept, which lowers the error that was measured before it: a column
+    # half-step never raises it, and the symmetric step halves the distance to the solution.
+    row = image if symmetric else f
+    coupling = Coupling(kernel, a, b, image, tol, row, half_steps + 1, error)
     if warn and not bool(coupling.converged.all()):
         warnings.warn(
             f"Sinkhorn stopped after {half_steps} half-steps with marginal error "

@@ -87,7 +87,7 @@ class SinkhornDrift(Drift):
         """The entropic coupling of checked clouds, by this drift's iterations or tolerance."""
         kernel = gibbs_kernel(x, y, self.cost, self.tau, mask_self=masked, backend=self.backend)
         if self.iterations is not None:
-            return iterate(kernel, a, b, self.iterations)
+            return iterate(kernel, a, b, self.iterations, tol=self.tol)
         first: tuple[Tensor, Tensor | None] | None = None
         if start is not None:
             first = start, None
