@@ -9,7 +9,6 @@ factors of 4, one sweep each.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -18,10 +17,13 @@ from keodrift.costs import Cost
 from keodrift.reductions import gibbs_kernel
 from keodrift.sinkhorn import half_step, solve
 
-CLUSTERS = 1024  # at most, at the finest coarse level
-REFINEMENT = 8  # points a cluster, at least, from level to level
+CLUSTERS = 4096  # at most, at the finest coarse level
+REFINEMENT = 4  # points a cluster, at least, from level to level
 SMALLEST = 16  # clusters of the coarsest level, at least
-COOLING = 4.0
+COARSE_TOL = 0.3  # of a coarse problem, relative to that of the fine one
+PATIENCE = 10  # half-steps a cluster, at most: the next level takes what is left
+COOLING = 4.0  # factor between temperatures
+LLOYD = 1  # refinements of the clusters' centres
 
 
 def cold_start(
@@ -45,7 +47,7 @@ def cold_start(
         b: Weights of y.
         cost: The ground cost.
         tau: Temperature.
-        tol: Tolerance of the solve that follows; coarse levels are solved to a tenth of it.
+        tol: Tolerance of the solve that follows; coarse levels are solved to a third of it.
         max_iterations: Cap on the half-steps of each level.
         symmetric: The clouds are one; its levels need no cooling, their rate is ½ at any τ.
     """
@@ -69,8 +71,8 @@ def cold_start(
         gibbs_kernel(coarse_x, coarse_y, cost, tau),
         coarse_a,
         coarse_b,
-        tol=tol / 10,
-        max_iterations=max_iterations,
+        tol=COARSE_TOL * tol,
+        max_iterations=min(max_iterations, PATIENCE * clusters),
         start=start,
         symmetric=symmetric,
         warn=False,
@@ -98,17 +100,38 @@ def cluster(points: Tensor, weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
     drawn = torch.multinomial(
         weights.cpu(), min(k, alive), replacement=False, generator=generator
     ).to(points.device)
-    nearest = torch.cat([torch.cdist(part, points[drawn]).argmin(-1) for part in _parts(points, k)])
-    mass = torch.zeros(len(drawn), dtype=weights.dtype, device=points.device)
-    mass.index_add_(0, nearest, weights)
-    total = points.new_zeros(len(drawn), points.shape[-1], dtype=torch.float64)
-    total.index_add_(0, nearest, points.double() * weights[:, None])
-    kept = mass > 0
-    return (total[kept] / mass[kept, None]).to(points.dtype), mass[kept]
+    centres = points[drawn]
+    for _ in range(LLOYD + 1):
+        nearest = _nearest(points, centres)
+        mass = torch.zeros(len(centres), dtype=weights.dtype, device=points.device)
+        mass.index_add_(0, nearest, weights)
+        total = points.new_zeros(centres.shape, dtype=torch.float64)
+        total.index_add_(0, nearest, points.double() * weights[:, None])
+        kept = mass > 0
+        mass = mass[kept]
+        centres = (total[kept] / mass[:, None]).to(points.dtype)
+    return centres, mass
 
 
-def _parts(points: Tensor, k: int) -> Iterator[Tensor]:
-    yield from points.split(max(1, (1 << 22) // k))
+def _nearest(points: Tensor, samples: Tensor) -> Tensor:
+    """A near sample of each point, ``(N,)``: the nearest of those in its own rough region.
+
+    About √k samples cut space into regions, so that N·√k distances are computed instead of N·k.
+    """
+    anchors = samples[: math.isqrt(len(samples))]
+    region = _argmin(samples, anchors)
+    members = [(region == r).nonzero()[:, 0] for r in range(len(anchors))]
+    out = torch.empty(len(points), dtype=torch.long, device=points.device)
+    own, order = _argmin(points, anchors).sort(stable=True)
+    counts = torch.bincount(own, minlength=len(anchors)).tolist()
+    for here, near in zip(order.split(counts), members, strict=True):
+        out[here] = near[_argmin(points[here], samples[near])]
+    return out
+
+
+def _argmin(points: Tensor, samples: Tensor) -> Tensor:
+    parts = points.split(max(1, (1 << 20) // len(samples)))
+    return torch.cat([torch.cdist(part, samples).argmin(-1) for part in parts])
 
 
 def _cool(x: Tensor, y: Tensor, a: Tensor, b: Tensor, cost: Cost, tau: float) -> Tensor:

@@ -75,7 +75,7 @@ def test_without_a_compiler_one_warning_and_another_engine_answers(tmp_path, mon
                 assert float((v - stored).abs().max()) < 1e-3
         ours = [w for w in caught if issubclass(w.category, kd.BackendWarning)]
         assert len(ours) == 1 and "compile" in str(ours[0].message), caught
-        assert kd.choose_backend(10**5, 10**5, 2).engine == "tiled"
+        assert kd.choose_backend(10**5, 10**5, 6).engine == "tiled"
         """
     )
 

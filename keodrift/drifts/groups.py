@@ -96,7 +96,13 @@ def _batches(drift: Drift, d: int, device: str, groups: dict[str, list[Tensor]])
     largest = {name: max(map(len, members)) for name, members in groups.items()}
     columns = max(largest["y"], largest["x"] + largest.get("negatives", 0))
     choice = choose_backend(
-        largest["x"], columns, d, batch=len(everything), device=device, cost=drift.cost
+        largest["x"],
+        columns,
+        d,
+        batch=len(everything),
+        device=device,
+        cost=drift.cost,
+        mask_self=drift.mask_self,
     )
     together = drift.backend == "dense" or (drift.backend == "auto" and choice.engine == "dense")
     return [everything] if together else [[k] for k in everything]

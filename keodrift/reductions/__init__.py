@@ -1,7 +1,8 @@
-"""The only code that meets N×M pairs: two verbs, three engines, and the choice between them."""
+"""The only code that meets N×M pairs: two verbs, four engines, and the choice between them."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from keodrift.costs import Cost, as_cost
 from keodrift.errors import OptionError
 from keodrift.reductions import compiler
+from keodrift.reductions.cells import CELLS_DIMENSION, CellKernel
 from keodrift.reductions.dense import DenseKernel
 from keodrift.reductions.frame import make_frame
 from keodrift.reductions.keops import KeopsKernel
@@ -23,12 +25,16 @@ ENGINES: dict[str, type[GibbsKernel]] = {
     "dense": DenseKernel,
     "tiled": TiledKernel,
     "keops": KeopsKernel,
+    "cells": CellKernel,
 }
 
 # Up to so many pairs, storing them is faster than any start-up cost of streaming them.
 DENSE_PAIRS = 1 << 22
 # Above these dimensions matrix products beat symbolic formulas (see benchmarks/README.md).
 KEOPS_DIMENSION = {"cpu": 16, "cuda": 64}
+# From so many pairs on, compressing them between cells is faster than visiting each. A GPU visits
+# a thousand times as many in the time that the many small steps between cells take.
+CELLS_PAIRS = {"cpu": 1 << 28, "cuda": 1 << 38}
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ def choose_backend(
     batch: int = 1,
     device: str = "cpu",
     cost: Cost | str | Any = "half_squared",
+    mask_self: bool = False,
 ) -> Choice:
     """Picks the engine that ``backend="auto"`` would use, and says why.
 
@@ -65,6 +72,7 @@ def choose_backend(
         batch: Number of independent problems.
         device: Type of the device that holds the points, ``"cpu"`` or ``"cuda"``.
         cost: The ground cost.
+        mask_self: Whether pairs i = j are excluded.
 
     Returns:
         A `Choice`; printing it gives engine and reason.
@@ -80,6 +88,9 @@ def choose_backend(
     pairs = batch * n * m * (d if cost.form == "expression" else 1)
     if pairs <= DENSE_PAIRS:
         return Choice("dense", f"{pairs} pairs fit in one block")
+    compressed = cost.form == "quadratic" and d <= CELLS_DIMENSION and not mask_self
+    if compressed and n * m > CELLS_PAIRS.get(device, math.inf):
+        return Choice("cells", f"{pairs} pairs in d = {d} are compressed between cells")
     limit = KEOPS_DIMENSION.get(device, 0)
     if d > limit:
         return Choice("tiled", f"d = {d} > {limit}, where matrix products win on {device}")
@@ -122,7 +133,9 @@ def gibbs_kernel(
     batch, (n, d), m = tuple(x.shape[:-2]), x.shape[-2:], y.shape[-2]
     flat_x, flat_y = x.reshape(-1, n, d), y.reshape(-1, m, d)
     if backend == "auto":
-        backend = choose_backend(n, m, d, batch=len(flat_x), device=x.device.type, cost=cost).engine
+        backend = choose_backend(
+            n, m, d, batch=len(flat_x), device=x.device.type, cost=cost, mask_self=mask_self
+        ).engine
     if backend not in ENGINES:
         raise OptionError("backend", repr(backend), f"'auto' or one of {sorted(ENGINES)}")
     return ENGINES[backend](make_frame(flat_x, flat_y, cost, tau, mask_self), batch)

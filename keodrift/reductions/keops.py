@@ -36,6 +36,8 @@ class KeopsKernel(GibbsKernel):
             total = self._sum_about(bias, guess)
             if total is not None:
                 return guess.double() + total[..., 0].double().log()
+            if not bias.is_cuda:  # where a running maximum stops the compiler from vectorising
+                return self._tiled._log_sum(bias)
 
         def run() -> Tensor:
             logits = self._logits(bias)
@@ -55,6 +57,8 @@ class KeopsKernel(GibbsKernel):
             )
             if total is not None:
                 return total[..., 1:] / total[..., :1]
+            if not bias.is_cuda:
+                return self._tiled._average(bias, values)
 
         def run() -> Tensor:
             logits = self._logits(bias)

@@ -1,0 +1,105 @@
+"""How many half-steps a solve takes: plain, extrapolated, and from a coarse start.
+
+    python benchmarks/solver.py
+    python benchmarks/solver.py --size 10000 --tolerances 1e-3 --seeds 1
+
+Each half-step is one pass over all pairs. Counted are those on the full problem, the one of the
+barycentre included; coarse levels cost a fraction of one. *Plain* alternates from g = 0, *Anderson*
+extrapolates from there, *coarse start* begins at the potential of clusters as `SinkhornDrift` does.
+The kernel is exp(−‖x−y‖²/τ). The exit status is 1 where a coarse start takes more half-steps than
+plain alternation, or float32 misses a tolerance that float64 reaches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+from common import machine, markdown
+from field_error import clouds
+from tqdm.auto import tqdm
+
+from keodrift.costs import as_cost
+from keodrift.files import write_json
+from keodrift.multilevel import cold_start
+from keodrift.reductions import gibbs_kernel
+from keodrift.sinkhorn import half_step, marginal_error, solve
+
+PROBLEMS = ("half-trained", "checkerboard", "blob", "mixture")
+WAYS = ("plain", "Anderson", "coarse start", "coarse start, float32")
+
+
+def count(way: str, x, y, tau: float, tol: float, cap: int) -> tuple[int, float, float]:
+    """Half-steps, marginal error and seconds of one way."""
+    if way.endswith("float32"):
+        x, y = x.float(), y.float()
+    a, b = (torch.full((len(z),), 1 / len(z), dtype=torch.float64) for z in (x, y))
+    cost = as_cost("squared")
+    kernel = gibbs_kernel(x, y, cost, tau)
+    begun = time.perf_counter()
+    if way == "plain":
+        g, steps, error = torch.zeros_like(b), 0, torch.inf
+        while error > tol and steps < cap:
+            image = half_step(kernel.T, a, half_step(kernel, b, g))
+            g, error, steps = image, float(marginal_error(b, g, image)), steps + 2
+        return steps + 1, error, time.perf_counter() - begun
+    options = {"tol": tol, "max_iterations": cap}
+    start = cold_start(x, y, a, b, cost, tau, **options) if way.startswith("coarse") else None
+    found = solve(kernel, a, b, start=start, warn=False, **options)
+    return found.iterations, float(found.error), time.perf_counter() - begun
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=PROBLEMS)
+    parser.add_argument("--size", type=int, default=2000)
+    parser.add_argument("--d", type=int, default=6, help="dimension (mixture only)")
+    parser.add_argument("--tau", type=float, nargs="+", default=[0.1, 0.01])
+    parser.add_argument("--tolerances", type=float, nargs="+", default=[1e-3, 1e-4])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--cap", type=int, default=4000, help="half-steps at most")
+    parser.add_argument("--output", type=Path, default=Path("outputs/solver"))
+    options = parser.parse_args()
+
+    cases = [(p, t, e) for p in options.problems for t in options.tau for e in options.tolerances]
+    results, failed = [], []
+    for problem, tau, tol in tqdm(cases, unit="problem"):
+        for seed in range(options.seeds):
+            x, y = clouds(problem, options.size, options.d, seed)
+            found = {}
+            for way in WAYS:
+                steps, error, taken = count(way, x.double(), y.double(), tau, tol, options.cap)
+                found[way] = {"half_steps": steps, "error": error, "seconds": taken}
+            results.append({"problem": problem, "tau": tau, "tol": tol, "seed": seed, **found})
+            coarse, single = found["coarse start"], found["coarse start, float32"]
+            if coarse["half_steps"] > found["plain"]["half_steps"]:
+                failed.append(
+                    f"{problem}, τ = {tau:g}, tol {tol:g}, seed {seed}: slower than plain"
+                )
+            if coarse["error"] <= tol < single["error"]:
+                failed.append(f"{problem}, τ = {tau:g}, tol {tol:g}, seed {seed}: float32 missed")
+            write_json(options.output / "solver.json", {"machine": machine(), "rows": results})
+    rows = []
+    for case in cases:
+        mine = [r for r in results if (r["problem"], r["tau"], r["tol"]) == case]
+        columns = []
+        for way in WAYS:
+            steps = [r[way]["half_steps"] for r in mine]
+            capped = any(r[way]["error"] > case[2] for r in mine)
+            mean = sum(steps) / len(steps)
+            columns.append(f">{options.cap}" if capped else f"{mean:.0f}")
+        times = [r["coarse start, float32"]["seconds"] for r in mine]
+        columns.append(f"{sum(times) / len(times):.2f}")
+        rows.append([f"{case[0]}, τ = {case[1]:g}, tol {case[2]:g}", *columns])
+    header = ["half-steps to a marginal error", *WAYS, "its seconds"]
+    print("\n" + markdown(header, rows))
+    print(f"\nN = M = {options.size}, mean of {options.seeds} draws. Measured on {machine()}.")
+    print("\n".join(failed))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""The drift of one training step at a small batch, beside a dense matrix rescaled in place.
+
+    python benchmarks/step.py
+    python benchmarks/step.py --batch 500 --tau 0.05 --steps 200
+
+A residual generator (16 → 256, six blocks) learns a planar target with fresh data every step, batch
+1024, kernel exp(−‖x−y‖²/τ). Along one training run every peer is given the same batches and asked
+for the field of 20 Sinkhorn sweeps, or for one solved to tol = 1e-2, from a cold start or warm from
+the last step. The peer writes the logits −C/τ once and subtracts a log-sum-exp over rows and
+columns in place at every half-step, cross and self problem both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from common import machine, markdown
+
+import keodrift as kd
+from keodrift.data import sample_target
+from keodrift.files import write_json
+from keodrift.flow import WarmStart
+from keodrift.generators import ResidualMLP
+
+
+def in_place(x: torch.Tensor, y: torch.Tensor, tau: float, sweeps: int) -> torch.Tensor:
+    """V by dense log-domain Sinkhorn that rescales the whole matrix at every half-step."""
+
+    def barycentre(z: torch.Tensor) -> torch.Tensor:
+        logits = torch.cdist(x, z).square_().div_(-tau)
+        for _ in range(sweeps):
+            logits -= logits.logsumexp(1, keepdim=True)
+            logits -= logits.logsumexp(0, keepdim=True)
+        return torch.softmax(logits, 1) @ z
+
+    return barycentre(y) - barycentre(x)
+
+
+class Timed:
+    """Calls a drift and keeps the time and the half-steps of each call."""
+
+    def __init__(self, drift) -> None:
+        self.drift, self.seconds, self.half_steps = drift, [], []
+
+    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        begun = time.perf_counter()
+        v = self.drift(x, y)
+        if x.is_cuda:
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - begun)
+        field = getattr(self.drift, "field", None)
+        if field is not None:
+            self.half_steps.append([c.iterations for c in field.couplings])
+        return v
+
+    def milliseconds(self, skip: int) -> float:
+        rest = sorted(self.seconds[skip:])
+        return 1e3 * rest[len(rest) // 2]
+
+
+def measure(target: str, tau: float, options: argparse.Namespace) -> list[dict]:
+    device, sweeps = options.device, 20
+    network = ResidualMLP().to(device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-4)
+    draw = torch.Generator().manual_seed(0)
+
+    def drift(**extra):
+        return kd.SinkhornDrift(tau, cost="squared", **extra)
+
+    peers = {
+        "dense, rescaled in place, 20 sweeps": Timed(lambda x, y: in_place(x, y, tau, sweeps)),
+        "keodrift, 20 sweeps": Timed(drift(iterations=2 * sweeps + 1)),
+        "keodrift, tol 1e-2, cold": Timed(drift(tol=1e-2)),
+        "keodrift, tol 1e-2, warm": Timed(WarmStart(drift(tol=1e-2))),
+        "keodrift, tol 1e-3, warm": Timed(WarmStart(drift(tol=1e-3))),
+    }
+    fields, others = {}, []
+    for step in range(options.steps):
+        noise = torch.randn(options.batch, 16, generator=draw).to(device)
+        y = sample_target(target, options.batch, draw).to(device)
+        x = network(noise)
+        # The peers rest while the run moves on; every tenth batch is measured by all.
+        shown = step >= options.warm_up and step % 10 == 0
+        for name, peer in peers.items():
+            if "warm" in name or shown or step < 2:
+                fields[name] = peer(x.detach(), y)
+        begun = time.perf_counter()
+        v = fields["keodrift, tol 1e-3, warm"]
+        loss = (x - (x.detach() + v)).square().sum(-1).mean() / 2
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        others.append(time.perf_counter() - begun)
+    base = peers["dense, rescaled in place, 20 sweeps"].milliseconds(2)
+    rows = []
+    for name, peer in peers.items():
+        taken = peer.milliseconds(options.warm_up if "warm" in name else 2)
+        row = {"target": target, "tau": tau, "peer": name, "ms": taken, "ratio": base / taken}
+        if peer.half_steps:
+            late = peer.half_steps[options.warm_up :]
+            row["half_steps"] = [sum(c) / len(late) for c in zip(*late, strict=True)]
+        rows.append(row)
+    rows.append(
+        {
+            "target": target,
+            "tau": tau,
+            "peer": "network's backward pass and optimizer",
+            "ms": 1e3 * sorted(others)[len(others) // 2],
+            "ratio": float("nan"),
+        }
+    )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--targets", nargs="+", default=["eight_gaussians", "checkerboard"])
+    parser.add_argument("--tau", type=float, nargs="+", default=[0.1, 0.01])
+    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--warm-up", type=int, default=100, help="steps before times count")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", type=Path, default=Path("outputs/step"))
+    options = parser.parse_args()
+
+    results = []
+    for target in options.targets:
+        for tau in options.tau:
+            torch.manual_seed(0)
+            results += measure(target, tau, options)
+            for row in results[-6:]:
+                print(row, flush=True)
+            write_json(
+                options.output / "step.json", {"machine": machine(options.device), "rows": results}
+            )
+    rows = []
+    for r in results:
+        half_steps = " + ".join(f"{h:.1f}" for h in r.get("half_steps", []))
+        ratio = "" if r["ratio"] != r["ratio"] else f"{r['ratio']:.1f}×"
+        rows.append(
+            [f"{r['target']}, τ = {r['tau']:g}, {r['peer']}", f"{r['ms']:.1f}", ratio, half_steps]
+        )
+    header = ["drift of one step", "ms", "faster by", "half-steps, data + model"]
+    print("\n" + markdown(header, rows))
+    print(f"\nBatch {options.batch}. Measured on {machine(options.device)}.")
+
+
+if __name__ == "__main__":
+    main()
