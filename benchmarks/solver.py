@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from keodrift.costs import as_cost
 from keodrift.files import write_json
-from keodrift.multilevel import cold_start
+from keodrift.multilevel import coarse_start
 from keodrift.reductions import gibbs_kernel
 from keodrift.sinkhorn import half_step, marginal_error, solve
 
@@ -47,7 +47,7 @@ def count(way: str, x, y, tau: float, tol: float, cap: int) -> tuple[int, float,
             g, error, steps = image, float(marginal_error(b, g, image)), steps + 2
         return steps + 1, error, time.perf_counter() - begun
     options = {"tol": tol, "max_iterations": cap}
-    start = cold_start(x, y, a, b, cost, tau, **options) if way.startswith("coarse") else None
+    start = coarse_start(x, y, a, b, cost, tau, **options) if way.startswith("coarse") else None
     found = solve(kernel, a, b, start=start, warn=False, **options)
     return found.iterations, float(found.error), time.perf_counter() - begun
 

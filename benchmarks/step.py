@@ -51,9 +51,8 @@ class Timed:
         if x.is_cuda:
             torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - begun)
-        field = getattr(self.drift, "field", None)
-        if field is not None:
-            self.half_steps.append([c.iterations for c in field.couplings])
+        if isinstance(self.drift, WarmStart):
+            self.half_steps.append([c.iterations for c in self.drift.field.couplings])
         return v
 
     def milliseconds(self, skip: int) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from keodrift.checks import check_queries
 from keodrift.costs import Cost
+from keodrift.multilevel import Potential
 from keodrift.reductions import GibbsKernel, gibbs_kernel
 from keodrift.sinkhorn import Coupling
 
@@ -184,21 +185,22 @@ class DriftField:
             return None
         return self.couplings[0].converged & self.couplings[1].converged
 
-    def start(self, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Potentials for new clouds: this field's own, as functions, on the new points.
+    @property
+    def potentials(self) -> tuple[Potential, Potential] | None:
+        """Potentials of the data and the model coupling as functions of points, in units of τ.
 
-        Args:
-            y: New data, ``(…, M', d)``.
-            z: New model cloud, ``(…, N' + U', d)``.
-
-        Returns:
-            Potentials on ``y`` and ``z`` in units of τ, or None where there are none to carry.
+        On new clouds they are a warm start; None where there are none to carry.
         """
         if self.couplings is None:
             return None
-        data, model = self.couplings
         side, x = self.data, self.particles
-        new_y, new_z = (
-            gibbs_kernel(cloud, x, side.cost, side.tau, backend=side.backend) for cloud in (y, z)
-        )
-        return data.atoms_potential(new_y), model.atoms_potential(new_z)
+
+        def function(coupling: Coupling) -> Potential:
+            def at(points: Tensor) -> Tensor:
+                kernel = gibbs_kernel(points, x, side.cost, side.tau, backend=side.backend)
+                return coupling.atoms_potential(kernel)
+
+            return at
+
+        data, model = self.couplings
+        return function(data), function(model)

@@ -9,24 +9,95 @@ factors of 4, one sweep each.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from keodrift.costs import Cost
-from keodrift.reductions import gibbs_kernel
-from keodrift.sinkhorn import half_step, solve
+from keodrift.reductions import GibbsKernel, gibbs_kernel
+from keodrift.sinkhorn import Coupling, half_step, solve
+
+Potential = Callable[[Tensor], Tensor]
 
 CLUSTERS = 4096  # at most, at the finest coarse level
 REFINEMENT = 4  # points a cluster, at least, from level to level
+REFINEMENT_WARM = 2  # the same where a carried potential saves the levels below
 SMALLEST = 16  # clusters of the coarsest level, at least
 COARSE_TOL = 0.3  # of a coarse problem, relative to that of the fine one
 PATIENCE = 10  # half-steps a cluster, at most: the next level takes what is left
 COOLING = 4.0  # factor between temperatures
 LLOYD = 1  # refinements of the clusters' centres
+ALL_DISTANCES = 1 << 22
+NEAR = 3  # tolerances that a carried potential may be off and be used as it is
 
 
-def cold_start(
+def converge(
+    kernel: GibbsKernel,
+    x: Tensor,
+    y: Tensor,
+    a: Tensor,
+    b: Tensor,
+    *,
+    tol: float,
+    max_iterations: int,
+    symmetric: bool = False,
+    carried: Potential | None = None,
+) -> Coupling:
+    """The coupling to a tolerance, from a coarse start or from a carried potential.
+
+    Batches that are drawn anew differ in the mass of their modes, which a carried potential cannot
+    know. Where one sweep shows that it is far off, it is mended on clusters first.
+
+    Args:
+        kernel: The Gibbs kernel of x and y.
+        x: Queries, ``(…, N, d)``.
+        y: Atoms, ``(…, M, d)``.
+        a: Weights of x.
+        b: Weights of y.
+        tol: Tolerance of the solve.
+        max_iterations: Cap on the half-steps of each level.
+        symmetric: The clouds are one.
+        carried: A potential on y as a function, in units of τ.
+    """
+    cost, tau, spent = kernel.frame.cost, kernel.frame.tau, 0
+    start: tuple[Tensor, Tensor | None] | None = None
+    if carried is not None:
+        start = carried(y), None
+        if not symmetric and max_iterations > 2:
+            first = solve(kernel, a, b, tol=tol, max_iterations=2, start=start, warn=False)
+            if bool(first.converged.all()):
+                return first
+            near = bool((first.marginal_error <= NEAR * tol).all())
+            spent, start = 2, (first.g, first.row)
+            if not near and _how_many(x, y, True) >= SMALLEST:
+                start = None
+    if start is None:
+        start = coarse_start(
+            x,
+            y,
+            a,
+            b,
+            cost,
+            tau,
+            tol=tol,
+            max_iterations=max_iterations,
+            symmetric=symmetric,
+            carried=carried,
+        )
+    return solve(
+        kernel,
+        a,
+        b,
+        tol=tol,
+        max_iterations=max_iterations,
+        start=start,
+        spent=spent,
+        symmetric=symmetric,
+    )
+
+
+def coarse_start(
     x: Tensor,
     y: Tensor,
     a: Tensor,
@@ -37,6 +108,7 @@ def cold_start(
     tol: float,
     max_iterations: int,
     symmetric: bool = False,
+    carried: Potential | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """First potentials ``(g, f)`` for `solve`, in units of τ, from ever coarser problems.
 
@@ -50,23 +122,29 @@ def cold_start(
         tol: Tolerance of the solve that follows; coarse levels are solved to a third of it.
         max_iterations: Cap on the half-steps of each level.
         symmetric: The clouds are one; its levels need no cooling, their rate is ½ at any τ.
+        carried: A potential on y as a function, from which the finest coarse level starts in
+            place of a coarser one.
     """
-    clusters = min(CLUSTERS, x.shape[-2] // REFINEMENT, y.shape[-2] // REFINEMENT)
-    if x.dim() > 2 or clusters < SMALLEST:
+    clusters = _how_many(x, y, carried is not None)
+    if clusters < SMALLEST:
         return torch.zeros_like(b) if symmetric else _cool(x, y, a, b, cost, tau), None
     coarse_x, coarse_a = cluster(x, a, clusters)
     coarse_y, coarse_b = (coarse_x, coarse_a) if symmetric else cluster(y, b, clusters)
-    start = cold_start(
-        coarse_x,
-        coarse_y,
-        coarse_a,
-        coarse_b,
-        cost,
-        tau,
-        tol=tol,
-        max_iterations=max_iterations,
-        symmetric=symmetric,
-    )
+    start: tuple[Tensor, Tensor | None]
+    if carried is not None:
+        start = carried(coarse_y), None
+    else:
+        start = coarse_start(
+            coarse_x,
+            coarse_y,
+            coarse_a,
+            coarse_b,
+            cost,
+            tau,
+            tol=tol,
+            max_iterations=max_iterations,
+            symmetric=symmetric,
+        )
     coarse = solve(
         gibbs_kernel(coarse_x, coarse_y, cost, tau),
         coarse_a,
@@ -80,6 +158,14 @@ def cold_start(
     g = half_step(gibbs_kernel(y, coarse_x, cost, tau), coarse_a, coarse.f)
     f = half_step(gibbs_kernel(x, coarse_y, cost, tau), coarse_b, coarse.g)
     return g, f
+
+
+def _how_many(x: Tensor, y: Tensor, warm: bool) -> int:
+    """Clusters of the next coarser level; 0 where there is none."""
+    if x.dim() > 2:
+        return 0
+    each = REFINEMENT_WARM if warm else REFINEMENT
+    return int(min(CLUSTERS, x.shape[-2] // each, y.shape[-2] // each))
 
 
 def cluster(points: Tensor, weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -114,10 +200,12 @@ def cluster(points: Tensor, weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _nearest(points: Tensor, samples: Tensor) -> Tensor:
-    """A near sample of each point, ``(N,)``: the nearest of those in its own rough region.
+    """A near sample of each point, ``(N,)``: the nearest, of all or of those in its rough region.
 
-    About √k samples cut space into regions, so that N·√k distances are computed instead of N·k.
+    Where N·k is large, about √k samples cut space into regions, and N·√k distances do.
     """
+    if len(points) * len(samples) <= ALL_DISTANCES:
+        return _argmin(points, samples)
     anchors = samples[: math.isqrt(len(samples))]
     region = _argmin(samples, anchors)
     members = [(region == r).nonzero()[:, 0] for r in range(len(anchors))]

@@ -112,6 +112,7 @@ def solve(
     tol: float,
     max_iterations: int,
     start: tuple[Tensor, Tensor | None] | None = None,
+    spent: int = 0,
     symmetric: bool = False,
     warn: bool = True,
 ) -> Coupling:
@@ -124,6 +125,7 @@ def solve(
         tol: L1 error of the marginal that is not exact.
         max_iterations: Cap on half-steps; a warning says so when it is reached.
         start: First potential on y, and a guess of the one on x if there is one; 0 by default.
+        spent: Half-steps that finding the start took; they count.
         symmetric: The clouds are one: a single potential, f ← ½(f + S f).
         warn: Whether reaching the cap is worth a warning.
     """
@@ -132,7 +134,7 @@ def solve(
     memory = Anderson(b)
     slack = 64 * torch.finfo(kernel.frame.y.dtype).eps
     plain = dual = None
-    image, error, half_steps = g, torch.full_like(b[..., 0], torch.inf), 0
+    image, error, half_steps = g, torch.full_like(b[..., 0], torch.inf), spent
     while half_steps < max_iterations:
         f, half_steps = half_step(kernel, b, g, f), half_steps + 1
         value = _dual(a, f, b, g)

@@ -10,9 +10,9 @@ from keodrift.checks import check_positive
 from keodrift.drifts.base import Drift, Problem
 from keodrift.errors import OptionError
 from keodrift.fields import DriftField
-from keodrift.multilevel import cold_start
+from keodrift.multilevel import Potential, converge
 from keodrift.reductions import gibbs_kernel
-from keodrift.sinkhorn import Coupling, iterate, solve
+from keodrift.sinkhorn import Coupling, iterate
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class SinkhornDrift(Drift):
 
     def _fit(self, problem: Problem, start: DriftField | None) -> DriftField:
         x, a = problem.x, problem.a
-        carried = None if start is None else start.start(problem.y, problem.z)
+        carried = None if start is None else start.potentials
         data_start, model_start = (None, None) if carried is None else carried
         data = self.couple(x, problem.y, a, problem.b, data_start)
         # Extra negatives or a mask break the symmetry of the self problem.
@@ -79,7 +79,7 @@ class SinkhornDrift(Drift):
         y: Tensor,
         a: Tensor,
         b: Tensor,
-        start: Tensor | None = None,
+        carried: Potential | None = None,
         *,
         symmetric: bool = False,
         masked: bool = False,
@@ -88,27 +88,14 @@ class SinkhornDrift(Drift):
         kernel = gibbs_kernel(x, y, self.cost, self.tau, mask_self=masked, backend=self.backend)
         if self.iterations is not None:
             return iterate(kernel, a, b, self.iterations, tol=self.tol)
-        first: tuple[Tensor, Tensor | None] | None = None
-        if start is not None:
-            first = start, None
-        else:
-            first = cold_start(
-                x,
-                y,
-                a,
-                b,
-                self.cost,
-                self.tau,
-                tol=self.tol,
-                max_iterations=self.max_iterations,
-                symmetric=symmetric,
-            )
-        return solve(
+        return converge(
             kernel,
+            x,
+            y,
             a,
             b,
             tol=self.tol,
             max_iterations=self.max_iterations,
-            start=first,
             symmetric=symmetric,
+            carried=carried,
         )

@@ -12,14 +12,18 @@ from torch import Tensor
 from keodrift.reductions.frame import Frame
 from keodrift.reductions.kernel import GibbsKernel
 
-# How far (in logits) potentials may move from the absorbed ones. Sums stay above exp(−40) ≈ 4e-18
-# there, far above what underflowed when the block was absorbed.
-ABSORBED_REACH = 40.0
+# Absorbed weights stop at exp(−55), so that products with them are not denormal, which cost ten
+# times a normal one; sums are trusted within exp(±25), where that is lost in rounding.
+ABSORBED_LEAST, ABSORBED_REACH = -55.0, 25.0
 
 
 @dataclass
 class _Absorbed:
-    """``weights_ij = exp(row_i + col_j − c_ij)``: a pass is then one matrix-vector product."""
+    """``weights_ij = exp(row_i + col_j − C_ij/τ)``: a pass is then one matrix-vector product.
+
+    Row and column parts are float64; they are swapped and the weights transposed for the
+    transposed kernel.
+    """
 
     row: Tensor
     col: Tensor
@@ -75,39 +79,53 @@ class DenseKernel(GibbsKernel):
         return exponentials_(logits.sub_(floor)), top
 
     def _plain_sum(self, bias: Tensor, shift: Tensor, values: Tensor | None = None) -> Tensor:
-        if not self._absorbed or self._rest(bias, shift).abs().max() >= ABSORBED_REACH:
-            self._absorb(bias, shift)
-        _, col, weights = self._here()
+        weights = exponentials_((bias[:, None, :] - self.block).sub_(shift[..., None]))
+        return weights.sum(-1, keepdim=True) if values is None else weights @ values
+
+    def _about(
+        self, bias: Tensor, shift: Tensor, values: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        bias = bias.detach().double().reshape(self.frame.col.shape)
+        found = self._through_absorbed(bias, values) if self._absorbed else None
+        if found is None:
+            self._absorb(bias, shift.reshape(self.frame.row.shape))
+            found = self._through_absorbed(bias, values)
+        return found
+
+    def _through_absorbed(
+        self, bias: Tensor, values: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        kept = self._absorbed[0]
+        row, col, weights = kept.row, kept.col, kept.weights
+        if self._turned:
+            row, col, weights = col, row, weights.mT
         change = bias - col
-        factor = (change - change.amax(-1, keepdim=True)).exp_()[..., None]
-        total = weights @ (factor if values is None else factor * values)
-        return total * self._rest(bias, shift).exp_()[..., None]
+        top = change.amax(-1, keepdim=True)
+        factor = (change - top).to(weights.dtype).exp_()[..., None]
+        total = weights @ (factor if values is None else torch.cat([factor, factor * values], -1))
+        mass = total[..., 0].double().log()
+        low, high = mass.aminmax()
+        if not (float(low) > -ABSORBED_REACH and float(high) < ABSORBED_REACH):
+            return None
+        return mass.add_(top).sub_(row), total[..., 1:] / total[..., :1]
 
     def _floored_sum(self, bias: Tensor, shift: Tensor, values: Tensor, floor: float) -> Tensor:
         logits = bias[:, None, :] - self.block - shift[..., None]
         weights = logits.exp() if logits.requires_grad else exponentials_(logits)
         return raise_to(floor, weights, self.frame.mask_self) @ values
 
-    def _here(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Row part, column part and weights of the absorbed block, seen from this kernel."""
-        kept = self._absorbed[0]
-        if self._turned:
-            return kept.col, kept.row, kept.weights.mT
-        return kept.row, kept.col, kept.weights
-
-    def _rest(self, bias: Tensor, shift: Tensor) -> Tensor:
-        """What multiplies a row's product, in logits: how far the potentials have moved."""
-        row, col, _ = self._here()
-        return (bias - col).amax(-1, keepdim=True) - row - shift
-
     def _absorb(self, bias: Tensor, shift: Tensor) -> None:
-        block = self.block.detach()
-        row, dead = -shift, torch.isneginf(bias)
-        col = bias
+        block, frame = self.block.detach(), self.frame
+        row, dead = frame.row - shift, torch.isneginf(bias)
+        col = bias + frame.col
         if bool(dead.any()):
             # An atom without weight has no bias to absorb; its column is scaled to a maximum of 1.
-            col = torch.where(dead, -(row[..., None] - block).amax(-2), bias)
-        weights = exponentials_((col[:, None, :] - block).add_(row[..., None]))
+            col = torch.where(dead, -(row[..., None] - block).amax(-2), col)
+        # Both parts are rounded to the block's dtype, so that they are exactly what it absorbed.
+        top = col.amax(-1, keepdim=True)
+        row, col = (row + top).to(block.dtype), (col - top).to(block.dtype)
+        weights = (col[:, None, :] - block).add_(row[..., None]).clamp_(min=ABSORBED_LEAST).exp_()
+        row, col = row.double() - frame.row, col.double() - frame.col
         kept = _Absorbed(col, row, weights.mT) if self._turned else _Absorbed(row, col, weights)
         self._absorbed[:] = [kept]
 

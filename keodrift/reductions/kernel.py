@@ -68,15 +68,12 @@ class GibbsKernel(ABC):
         Returns:
             ``(…, N)``, float64.
         """
-        bias, top = self._working(bias)
-        row = self.frame.row + top
         if shift is not None and not self.frame.x.requires_grad:
-            guess = (shift.reshape(row.shape) - row).to(bias.dtype)
-            total = self._sum_about(bias, guess)
-            if total is not None:
-                found = guess.double() + total[..., 0].double().log()
-                return (row + found).reshape(*self.batch, -1)
-        return (row + self._log_sum(bias)).reshape(*self.batch, -1)
+            found = self._about(bias, shift, None)
+            if found is not None:
+                return found[0].reshape(*self.batch, -1)
+        bias, top = self._working(bias)
+        return (self.frame.row + top + self._log_sum(bias)).reshape(*self.batch, -1)
 
     def barycentre(
         self, bias: Tensor, values: Tensor | None = None, shift: Tensor | None = None
@@ -92,18 +89,14 @@ class GibbsKernel(ABC):
             ``(…, N, v)`` in the dtype of the points; 0 for a query without atoms.
         """
         empty = self.empty_rows(bias)
-        bias, top = self._working(bias)
         atoms = self.frame.y
-        flat = atoms if values is None else values.reshape(len(bias), -1, values.shape[-1])
-        flat = flat.to(atoms.dtype)
-        mean = None
+        flat = atoms if values is None else values.reshape(len(atoms), -1, values.shape[-1])
+        flat, mean = flat.to(atoms.dtype), None
         if shift is not None and not self.frame.x.requires_grad:
-            guess = (shift.reshape(self.frame.row.shape) - self.frame.row - top).to(bias.dtype)
-            ones = torch.ones_like(flat[..., :1])
-            total = self._sum_about(bias, guess, torch.cat([ones, flat], -1))
-            mean = None if total is None else total[..., 1:] / total[..., :1]
+            found = self._about(bias, shift, flat)
+            mean = None if found is None else found[1]
         if mean is None:
-            mean = self._average(bias, flat)
+            mean = self._average(self._working(bias)[0], flat)
         if values is None:
             mean = self.frame.atoms(mean)
         mean = mean.reshape(*self.batch, *mean.shape[-2:])
@@ -171,6 +164,21 @@ class GibbsKernel(ABC):
         full = bias.detach().double().reshape(col.shape) + col
         top = full.amax(-1, keepdim=True)
         return (full - top).to(self.frame.y.dtype), top
+
+    def _about(
+        self, bias: Tensor, shift: Tensor, values: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Log-mass ``(B, N)`` and averages about a guess; None where the guess was too far."""
+        bias, top = self._working(bias)
+        row = self.frame.row + top
+        guess = (shift.reshape(row.shape) - row).to(bias.dtype)
+        if values is not None:
+            values = torch.cat([torch.ones_like(values[..., :1]), values], -1)
+        total = self._sum_about(bias, guess, values)
+        if total is None:
+            return None
+        mass = row + guess.double() + total[..., 0].double().log()
+        return mass, total[..., 1:] / total[..., :1]
 
     def _sum_about(
         self, bias: Tensor, guess: Tensor, values: Tensor | None = None
