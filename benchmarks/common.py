@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import time
@@ -31,7 +32,9 @@ def machine(device: str = "cpu") -> str:
         import torch
 
         parts.append(torch.cuda.get_device_name())
-    versions = " ".join(f"{p} {version(p)}" for p in ("torch", "pykeops", "geomloss", "POT"))
+    versions = " ".join(
+        f"{p} {version(p)}" for p in ("torch", "pykeops", "geomloss", "POT", "ott-jax")
+    )
     day = time.strftime("%Y-%m-%d")
     return ", ".join(
         [*parts, platform.system(), f"Python {platform.python_version()}", versions, day]
@@ -52,6 +55,14 @@ def seconds(call: Callable[[], object], device: str = "cpu", repeats: int = 5) -
 
     once()
     return sorted(once() for _ in range(repeats))[repeats // 2]
+
+
+def write(path: Path, data: dict) -> None:
+    """JSON on disk, all or nothing, without importing what makes a process large."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(data, indent=2))
+    part.replace(path)
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

@@ -22,13 +22,13 @@ import sys
 import time
 from pathlib import Path
 
-from common import machine
+from common import machine, write
 
 # torch and keodrift are imported inside functions: on Linux a process inherits the peak of the one
 # that starts it, so the parent stays small until the last cell is done.
 
 FIELDS = ("one-sided", "sinkhorn")
-STREAMING = ("tiled", "keops")
+STREAMING = ("tiled", "keops", "cells")
 MEGABYTE = 1e6
 
 
@@ -185,7 +185,13 @@ def main() -> int:
         print(table(json.loads(results.read_text())))
         return 0
 
-    cells = []
+    cells: list[dict] = []
+    report = {
+        "machine": machine(options.device),
+        "limit_mb": options.limit_mb,
+        "sizes": options.sizes,
+        "cells": cells,
+    }
     for field in options.fields:
         for backend in options.backends:
             for size in options.sizes:
@@ -199,16 +205,7 @@ def main() -> int:
                     if "error" in cell:
                         print(f"{name}: {cell['error']}", file=sys.stderr)
                 cells.append(cell)
-    report = {
-        "machine": machine(options.device),
-        "limit_mb": options.limit_mb,
-        "sizes": options.sizes,
-        "cells": cells,
-    }
-
-    from keodrift.files import write_json
-
-    write_json(results, report)
+                write(results, report)
     plot(report, options.output / "memory.png")
     print(table(report))
     measured = [cell for cell in cells if cell["backend"] in STREAMING and "peak_mb" in cell]

@@ -69,6 +69,26 @@ def roofline(x: torch.Tensor, y: torch.Tensor) -> dict:
     return {"log-mass": lambda: blocks(False), "barycentre": lambda: blocks(True)}
 
 
+def rate_of(results: list[dict], d: int, peer: str, verb: str) -> float:
+    found = (r for r in results if (r["d"], r["peer"], r["verb"]) == (d, peer, verb))
+    return next(found, {"rate": float("nan")})["rate"]
+
+
+def table(report: dict) -> str:
+    """Rates of every peer and verb, with their ratio to stock KeOps."""
+    rows = []
+    for d, peer in dict.fromkeys((r["d"], r["peer"]) for r in report["rows"]):
+        cells = []
+        for verb in VERBS:
+            value = rate_of(report["rows"], d, peer, verb)
+            base = rate_of(report["rows"], d, "stock KeOps", verb.split(",")[0])
+            ratio = "" if peer == "stock KeOps" else f" ({value / base:.1f}×)"
+            cells.append("" if value != value else f"{value:.0f}{ratio}")
+        rows.append([f"{d}, {peer}", *cells])
+    note = f"Million pairs a second (ratio to stock KeOps). Measured on {report['machine']}."
+    return markdown(["d, engine", *VERBS], rows) + "\n\n" + note
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dimensions", type=int, nargs="+", default=[2, 3, 6, 16, 64])
@@ -77,6 +97,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("outputs/passes"))
+    parser.add_argument("--name", default="passes", help="of the files written")
     options = parser.parse_args()
 
     results = []
@@ -94,25 +115,12 @@ def main() -> None:
                 results.append({"d": d, "size": size, "peer": peer, "verb": verb, "rate": rate})
                 print(f"d = {d:3d}  {peer:12s} {verb:18s} {rate:8.0f} million pairs/s", flush=True)
 
-    def rate(d: int, peer: str, verb: str) -> float:
-        found = (r for r in results if (r["d"], r["peer"], r["verb"]) == (d, peer, verb))
-        return next(found, {"rate": float("nan")})["rate"]
+    report = {"machine": machine(options.device), "rows": results}
+    write_json(options.output / f"{options.name}.json", report)
+    print("\n" + table(report))
 
-    rows = []
-    for d in options.dimensions:
-        for peer in ("stock KeOps", "roofline", *options.engines):
-            cells = []
-            for verb in VERBS:
-                value, base = rate(d, peer, verb), rate(d, "stock KeOps", verb.split(",")[0])
-                ratio = "" if peer == "stock KeOps" else f" ({value / base:.1f}×)"
-                cells.append("" if value != value else f"{value:.0f}{ratio}")
-            rows.append([f"{d}, {peer}", *cells])
-    note = f"Million pairs a second (ratio to stock KeOps). Measured on {machine(options.device)}."
-    table = markdown(["d, engine", *VERBS], rows) + "\n\n" + note
-    write_json(
-        options.output / "passes.json", {"machine": machine(options.device), "rows": results}
-    )
-    print("\n" + table)
+    def rate(d: int, peer: str, verb: str) -> float:
+        return rate_of(results, d, peer, verb)
 
     figure, axes = new_figure(9, 4, columns=2)
     for panel, verb in zip(axes[0], ("log-mass", "barycentre"), strict=True):
@@ -126,7 +134,7 @@ def main() -> None:
         panel.set_ylabel("million pairs per second")
         panel.set_title(f"{verb}, one pass in float32", fontsize="medium")
         panel.legend(fontsize="small")
-    save_figure(figure, options.output / "passes.png")
+    save_figure(figure, options.output / f"{options.name}.png")
 
 
 if __name__ == "__main__":

@@ -52,6 +52,25 @@ def count(way: str, x, y, tau: float, tol: float, cap: int) -> tuple[int, float,
     return found.iterations, float(found.error), time.perf_counter() - begun
 
 
+def table(report: dict) -> str:
+    """Mean half-steps of each way, case by case."""
+    results, rows = report["rows"], []
+    for case in dict.fromkeys((r["problem"], r["tau"], r["tol"]) for r in results):
+        mine = [r for r in results if (r["problem"], r["tau"], r["tol"]) == case]
+        columns = []
+        for way in WAYS:
+            steps = [r[way]["half_steps"] for r in mine]
+            capped = any(r[way]["error"] > case[2] for r in mine)
+            columns.append(f"> {report['cap']}" if capped else f"{sum(steps) / len(steps):.0f}")
+        times = [r["coarse start, float32"]["seconds"] for r in mine]
+        columns.append(f"{sum(times) / len(times):.2f}")
+        rows.append([f"{case[0]}, τ = {case[1]:g}, tol {case[2]:g}", *columns])
+    header = ["half-steps to a marginal error", *WAYS, "its seconds"]
+    draws = len({r["seed"] for r in results})
+    note = f"N = M = {report['size']}, mean of {draws} draws. Measured on {report['machine']}."
+    return markdown(header, rows) + "\n\n" + note
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=PROBLEMS)
@@ -81,22 +100,9 @@ def main() -> int:
                 )
             if coarse["error"] <= tol < single["error"]:
                 failed.append(f"{problem}, τ = {tau:g}, tol {tol:g}, seed {seed}: float32 missed")
-            write_json(options.output / "solver.json", {"machine": machine(), "rows": results})
-    rows = []
-    for case in cases:
-        mine = [r for r in results if (r["problem"], r["tau"], r["tol"]) == case]
-        columns = []
-        for way in WAYS:
-            steps = [r[way]["half_steps"] for r in mine]
-            capped = any(r[way]["error"] > case[2] for r in mine)
-            mean = sum(steps) / len(steps)
-            columns.append(f">{options.cap}" if capped else f"{mean:.0f}")
-        times = [r["coarse start, float32"]["seconds"] for r in mine]
-        columns.append(f"{sum(times) / len(times):.2f}")
-        rows.append([f"{case[0]}, τ = {case[1]:g}, tol {case[2]:g}", *columns])
-    header = ["half-steps to a marginal error", *WAYS, "its seconds"]
-    print("\n" + markdown(header, rows))
-    print(f"\nN = M = {options.size}, mean of {options.seeds} draws. Measured on {machine()}.")
+            report = {"machine": machine(), "size": options.size, "cap": options.cap}
+            write_json(options.output / "solver.json", report | {"rows": results})
+    print("\n" + table(report | {"rows": results}))
     print("\n".join(failed))
     return 1 if failed else 0
 

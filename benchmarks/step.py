@@ -108,7 +108,7 @@ def measure(target: str, tau: float, options: argparse.Namespace) -> list[dict]:
             "tau": tau,
             "peer": "network's backward pass and optimizer",
             "ms": 1e3 * sorted(others)[len(others) // 2],
-            "ratio": float("nan"),
+            "ratio": None,
         }
     )
     return rows
@@ -132,19 +132,22 @@ def main() -> None:
             results += measure(target, tau, options)
             for row in results[-6:]:
                 print(row, flush=True)
-            write_json(
-                options.output / "step.json", {"machine": machine(options.device), "rows": results}
-            )
+            report = {"machine": machine(options.device), "batch": options.batch, "rows": results}
+            write_json(options.output / "step.json", report)
+    print("\n" + table(report))
+
+
+def table(report: dict) -> str:
+    """Milliseconds of every peer, and how much faster than the first."""
     rows = []
-    for r in results:
+    for r in report["rows"]:
         half_steps = " + ".join(f"{h:.1f}" for h in r.get("half_steps", []))
-        ratio = "" if r["ratio"] != r["ratio"] else f"{r['ratio']:.1f}×"
-        rows.append(
-            [f"{r['target']}, τ = {r['tau']:g}, {r['peer']}", f"{r['ms']:.1f}", ratio, half_steps]
-        )
+        ratio = f"{r['ratio']:.1f}×" if r["ratio"] is not None else ""
+        name = f"{r['target']}, τ = {r['tau']:g}, {r['peer']}"
+        rows.append([name, f"{r['ms']:.1f}", ratio, half_steps])
     header = ["drift of one step", "ms", "faster by", "half-steps, data + model"]
-    print("\n" + markdown(header, rows))
-    print(f"\nBatch {options.batch}. Measured on {machine(options.device)}.")
+    note = f"Batch {report['batch']}. Measured on {report['machine']}."
+    return markdown(header, rows) + "\n\n" + note
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from keodrift.fields import DriftField
 from keodrift.flow import Flow, WarmStart, simulate
 from keodrift.loss import drift_loss, guidance_weight
 from keodrift.reductions import choose_backend, warmup
+from keodrift.temperature import effective_neighbours, tau_for_neighbours
 
 __version__ = "0.1.0"
 
@@ -25,8 +26,10 @@ __all__ = [
     "WarmStart",
     "choose_backend",
     "drift_loss",
+    "effective_neighbours",
     "guidance_weight",
     "simulate",
     "sinkhorn_divergence",
+    "tau_for_neighbours",
     "warmup",
 ]

@@ -22,11 +22,15 @@ from keodrift.data.targets import TARGETS
 from keodrift.errors import ArgumentError, MissingDependencyError, OptionError
 from keodrift.files import atomic_path, write_json
 from keodrift.generators import sample
+from keodrift.reproduce import FIGURES, reproduce
+from keodrift.reproduce import markdown as reproduce_table
 from keodrift.training import Trainer, target_batches
 
 USAGE = """usage: keodrift train [group=choice …] [key=value …]
+       keodrift reproduce FIGURE [quick=true] [workers=N] [limit=N] [output=FOLDER]
 
-Trains a one-step generator on a 2D target. Groups and keys:
+reproduce runs what is missing of a figure of the paper (fig2, fig6, fig7, fig8) and draws it.
+train trains a one-step generator on a 2D target. Groups and keys:
 """
 
 # What may differ between the command that began a run and the one that resumes it.
@@ -210,6 +214,30 @@ def train(config: Any) -> dict[str, float]:
     return result
 
 
+def _reproduce(arguments: Sequence[str]) -> int:
+    name = next((word for word in arguments if "=" not in word and word != "--quick"), None)
+    if name is None:
+        raise OptionError("figure", "none", f"one of {sorted(FIGURES)}")
+    given = dict(word.split("=", 1) for word in arguments if "=" in word)
+    quick = "--quick" in arguments or given.pop("quick", "false") == "true"
+    output = given.pop("output", f"outputs/{name}{'-quick' if quick else ''}")
+    numbers: dict[str, int] = {}
+    for key in ("workers", "limit"):
+        if key in given:
+            value = given.pop(key)
+            if not value.isdigit():
+                raise OptionError(key, repr(value), "a positive integer")
+            numbers[key] = int(value)
+    if given:
+        raise OptionError(next(iter(given)), "given", "quick, workers, limit or output")
+    report = reproduce(
+        name, output, quick=quick, workers=numbers.get("workers"), limit=numbers.get("limit")
+    )
+    print(reproduce_table(report))
+    print(f"The figure and the table are in {output}.")
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the ``keodrift`` command.
 
@@ -224,8 +252,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(USAGE + (config_dir() / "train.yaml").read_text())
         return 0
     try:
+        if arguments[0] == "reproduce":
+            return _reproduce(arguments[1:])
         if arguments[0] != "train":
-            raise OptionError("command", repr(arguments[0]), "'train'")
+            raise OptionError("command", repr(arguments[0]), "'train' or 'reproduce'")
         config = compose("train", arguments[1:])
         result = train(config)
     except (ArgumentError, MissingDependencyError) as error:

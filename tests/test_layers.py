@@ -22,8 +22,9 @@ FLOORS = [
     {"loss"},
     {"flow"},
     {"distributed"},
-    {"metrics", "plots"},
+    {"metrics", "plots", "temperature"},
     {"data", "generators", "training"},
+    {"reproduce"},
     {"cli"},
     {"__init__", "__main__"},
 ]

@@ -7,9 +7,13 @@ import sys
 import pytest
 import torch
 
+from keodrift import metrics
 from keodrift.errors import ArgumentError, MissingDependencyError, ShapeError
 from keodrift.metrics import (
     class_wasserstein_squared,
+    energy_distance,
+    median_distance,
+    mmd_squared,
     mode_coverage,
     subsample,
     wasserstein_squared,
@@ -90,3 +94,50 @@ def test_a_missing_pot_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ot", None)
     with pytest.raises(MissingDependencyError, match="POT.*pip install"):
         wasserstein_squared(torch.zeros(1, 2), torch.zeros(1, 2))
+
+
+def kernel_mean(x, y, bandwidth):
+    return torch.exp(-(torch.cdist(x, y) ** 2) / (2 * bandwidth**2))
+
+
+@pytest.mark.parametrize("d", [1, 2, 5])
+def test_mmd_is_its_definition(cloud, d):
+    x, y = cloud(0, 40, d) + 0.5, cloud(1, 50, d)
+    for bandwidth in (0.3, 2.0):
+        k_xx, k_yy, k_xy = (kernel_mean(*pair, bandwidth) for pair in ((x, x), (y, y), (x, y)))
+        biased = k_xx.mean() + k_yy.mean() - 2 * k_xy.mean()
+        assert abs(mmd_squared(x, y, bandwidth) - float(biased)) <= 1e-12
+        inner = [(k.sum() - len(k)) / (len(k) * (len(k) - 1)) for k in (k_xx, k_yy)]
+        unbiased = float(inner[0] + inner[1] - 2 * k_xy.mean())
+        assert abs(mmd_squared(x, y, bandwidth, unbiased=True) - unbiased) <= 1e-12
+    pooled = torch.pdist(torch.cat([x, y]))
+    assert median_distance(x, y) == float(pooled.median())
+    assert mmd_squared(x, y) == mmd_squared(x, y, float(pooled.median()))
+
+
+def test_mmd_streams_large_clouds(cloud):
+    """Compressed, 30 000 points keep the digits of a subset's exact value."""
+    x, y = cloud(0, 30_000, 2), cloud(1, 30_000, 2)
+    value = mmd_squared(x, y, 0.5)
+    # Between two draws of one law the mean is (2/N)(1 − E k) and nothing else.
+    expected = 2 / 30_000 * (1 - 1 / (1 + 2 / 0.25))
+    assert 0 < value < 5 * expected
+    assert value > 0.2 * expected
+
+
+def test_mmd_refuses_a_bandwidth_of_zero():
+    with pytest.raises(ArgumentError, match="bandwidth"):
+        mmd_squared(torch.zeros(4, 2), torch.zeros(4, 2))
+
+
+@pytest.mark.parametrize("d", [1, 3])
+def test_energy_distance_is_its_definition(monkeypatch, cloud, d):
+    x, y = cloud(0, 40, d) + 1e4, cloud(1, 50, d) + 1e4
+
+    def mean(p, q):
+        return (p[:, None] - q[None]).square().sum(-1).sqrt().mean()
+
+    expected = 2 * mean(x, y) - mean(x, x) - mean(y, y)
+    assert abs(energy_distance(x, y) - float(expected)) <= 1e-9
+    monkeypatch.setattr(metrics, "BLOCK", 100)
+    assert abs(energy_distance(x, y) - float(expected)) <= 1e-9

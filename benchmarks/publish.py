@@ -1,0 +1,32 @@
+"""Puts the tables of the last runs into benchmarks/README.md, between their markers.
+
+    python benchmarks/publish.py
+
+A table stands between ``<!-- SCRIPT NAME -->`` and ``<!-- end -->`` and comes from
+``outputs/SCRIPT/NAME.json`` through the script's own ``table``. Without that file it stays.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+PAGE = Path(__file__).with_name("README.md")
+BLOCK = re.compile(r"<!-- (\w+) (\S+) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def fresh(block: re.Match[str]) -> str:
+    script, name = block.groups()
+    path = Path("outputs") / script / f"{name}.json"
+    if not path.exists():
+        print(f"{script} {name}: no {path}, left as it is")
+        return block[0]
+    table = importlib.import_module(script).table(json.loads(path.read_text()))
+    print(f"{script} {name}: from {path}")
+    return f"<!-- {script} {name} -->\n{table}\n<!-- end -->"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(BLOCK.sub(fresh, PAGE.read_text()))

@@ -1,0 +1,315 @@
+"""The papers' grids of 2D generators, one command a figure: ``keodrift reproduce fig2``.
+
+A grid is targets × fields × temperatures × seeds. Every cell is a run folder of ``keodrift train``
+in a process of its own, several at once on the cores; what is done is not done again, and what was
+interrupted goes on from its checkpoint. The figure and the table come from the folders alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from keodrift.errors import OptionError
+from keodrift.files import atomic_path, write_json
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of a grid.
+
+    Attributes:
+        target: Name of the target.
+        label: Name of the field in the figure.
+        tau: Temperature of exp(−C/τ), in the unit of the cost.
+        seed: Of network and data.
+        overrides: What ``keodrift train`` is told.
+    """
+
+    target: str
+    label: str
+    tau: float
+    seed: int
+    overrides: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Folder of the run inside the grid's."""
+        return f"{self.target}-{self.label.replace(' ', '_')}-tau{self.tau:g}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A figure of the paper as the runs behind it.
+
+    Attributes:
+        title: What the figure shows.
+        targets: Names of planar targets, one row of panels each.
+        cost: The ground cost: ``"squared"`` for the papers' Gaussian kernel, ``"euclidean"`` for
+            their Laplacian one.
+        fields: Label and drift config of every line.
+        taus: Temperatures, one column of panels each.
+        seeds: One run each; lines are their mean, bands their standard deviation.
+        overrides: What all cells share.
+    """
+
+    title: str
+    targets: tuple[str, ...]
+    cost: str = "squared"
+    fields: dict[str, str] = field(
+        default_factory=lambda: {
+            "one-sided": "one_sided",
+            "two-sided": "two_sided",
+            "Sinkhorn 20": "sinkhorn_20",
+            "Sinkhorn": "sinkhorn",
+        }
+    )
+    taus: tuple[float, ...] = (0.01, 0.05, 0.1)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    overrides: tuple[str, ...] = ("experiment=public_run", "warm_start=true")
+
+    def cells(self) -> Iterator[Cell]:
+        """All runs, seed by seed, so that an unfinished grid is one with fewer seeds."""
+        for seed in self.seeds:
+            for target in self.targets:
+                for tau in self.taus:
+                    for label, drift in self.fields.items():
+                        own = (
+                            f"drift={drift}",
+                            f"drift.cost={self.cost}",
+                            f"drift.tau={tau:g}",
+                            f"data={target}",
+                            f"seed={seed}",
+                        )
+                        # An experiment sets the batch of any target, so it comes last.
+                        yield Cell(target, label, tau, seed, own + self.overrides)
+
+    def quick(self) -> Grid:
+        """The same figure in minutes: one temperature, one seed, few and small steps."""
+        short = ("steps=60", "data.batch=256", "evaluate_every=20", "evaluate_samples=500")
+        return replace(self, taus=self.taus[-1:], seeds=(0,), overrides=(*self.overrides, *short))
+
+
+FIGURES = {
+    "fig2": Grid("Gaussian kernel", ("eight_gaussians", "checkerboard")),
+    "fig6": Grid("Gaussian kernel", ("two_moons", "spiral")),
+    "fig7": Grid("Laplacian kernel", ("eight_gaussians", "checkerboard"), "euclidean"),
+    "fig8": Grid("Laplacian kernel", ("two_moons", "spiral"), "euclidean"),
+}
+
+
+def reproduce(
+    name: str,
+    folder: str | Path,
+    *,
+    quick: bool = False,
+    workers: int | None = None,
+    limit: int | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Runs what is missing of a figure's grid, then draws it and judges the paper's claims.
+
+    Args:
+        name: A key of `FIGURES`.
+        folder: Where runs, figure and table go; run again, it goes on there.
+        quick: Minutes instead of hours: shows that everything runs, not what comes out.
+        workers: Runs at once; one a core by default.
+        limit: Runs at most this many cells now.
+        progress: Show cells done and time left on standard error.
+
+    Returns:
+        The table: one row a (target, field, τ), and the number of cells that are missing.
+
+    Raises:
+        OptionError: The figure is unknown, or ``workers`` or ``limit`` is not positive.
+        RuntimeError: A run failed; its last words are in the message, the others are kept.
+    """
+    if name not in FIGURES:
+        raise OptionError("figure", repr(name), f"one of {sorted(FIGURES)}")
+    for option, value in (("workers", workers), ("limit", limit)):
+        if value is not None and value < 1:
+            raise OptionError(option, value, "a positive integer")
+    grid = FIGURES[name].quick() if quick else FIGURES[name]
+    folder = Path(folder)
+    runs = folder / "runs"
+    every = list(grid.cells())
+    missing = [cell for cell in every if not (runs / cell.name / "result.json").exists()]
+    chosen = missing[:limit]
+    workers = workers or os.cpu_count() or 1
+    bar = tqdm(
+        total=len(every),
+        initial=len(every) - len(missing),
+        desc=name,
+        unit="run",
+        disable=not progress,
+    )
+    with bar, ThreadPoolExecutor(workers) as pool:
+        jobs = {pool.submit(_train, cell, runs / cell.name, workers): cell for cell in chosen}
+        try:
+            for job in as_completed(jobs):
+                job.result()
+                bar.update()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    report = summarise(grid, runs)
+    write_json(folder / "table.json", report)
+    with atomic_path(folder / "table.md") as draft:
+        draft.write_text(markdown(report))
+    draw(grid, runs, report, folder / f"{name}.png")
+    return report
+
+
+def _train(cell: Cell, folder: Path, workers: int) -> None:
+    resume = "true" if (folder / "checkpoint.pt").exists() else "false"
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    command = [sys.executable, "-m", "keodrift", "train", *cell.overrides]
+    command += [f"output={folder}", f"resume={resume}", "progress=false"]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+    )
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+        raise RuntimeError(f"{cell.name}: {last}")
+
+
+def summarise(grid: Grid, runs: Path) -> dict[str, Any]:
+    """Final W₂² and covered modes over seeds, for every target, field and temperature."""
+    found: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
+    missing = 0
+    for cell in grid.cells():
+        path = runs / cell.name / "result.json"
+        rows = found.setdefault((cell.target, cell.tau, cell.label), [])
+        if path.exists():
+            rows.append(json.loads(path.read_text()))
+        else:
+            missing += 1
+    rows = []
+    for (target, tau, label), results in found.items():
+        row: dict[str, Any] = {"target": target, "tau": tau, "field": label, "runs": len(results)}
+        if results:
+            values = [r["w2"] for r in results]
+            row |= {
+                "w2_mean": statistics.fmean(values),
+                "w2_std": statistics.stdev(values) if len(values) > 1 else 0.0,
+                "w2_floor": statistics.fmean(r["w2_floor"] for r in results),
+                "seconds": statistics.fmean(r["seconds"] for r in results),
+            }
+            if "covered" in results[0]:
+                row["covered"] = statistics.fmean(r["covered"] for r in results)
+                row["modes"] = results[0]["modes"]
+        rows.append(row)
+    return {"title": grid.title, "missing": missing, "rows": rows, "claims": claims(rows)}
+
+
+def claims(rows: Sequence[dict[str, Any]]) -> dict[str, bool | None]:
+    """The paper's claims about its Gaussian grid, and whether they were seen; None if unknown."""
+
+    def final(target: str, tau: float, label: str, key: str = "w2_mean") -> float | None:
+        for row in rows:
+            if (row["target"], row["tau"], row["field"]) == (target, tau, label):
+                return row.get(key)
+        return None
+
+    def seen(*values: float | None, check: Any) -> bool | None:
+        return bool(check(*values)) if values and None not in values else None
+
+    fields = tuple(dict.fromkeys(row["field"] for row in rows))
+    board = [final("checkerboard", 0.1, label) for label in fields]
+    falling = [final("eight_gaussians", tau, "one-sided") for tau in (0.1, 0.01)]
+    return {
+        "8-Gaussians, τ = 0.1: one-sided collapses (W₂² ≥ 4)": seen(
+            final("eight_gaussians", 0.1, "one-sided"), check=lambda w: w >= 4
+        ),
+        "8-Gaussians, τ = 0.1: Sinkhorn (20 sweeps) ends below W₂² = 1": seen(
+            final("eight_gaussians", 0.1, "Sinkhorn 20"), check=lambda w: w < 1
+        ),
+        "8-Gaussians, τ = 0.1: Sinkhorn (20 sweeps) covers all 8 modes": seen(
+            final("eight_gaussians", 0.1, "Sinkhorn 20", "covered"), check=lambda c: c == 8
+        ),
+        "8-Gaussians: one-sided is better at τ = 0.01 than at τ = 0.1": seen(
+            *falling, check=lambda hot, cold: cold < hot
+        ),
+        "checkerboard, τ = 0.1: all fields within 0.1 of each other": seen(
+            *board, check=lambda *w: max(w) - min(w) < 0.1
+        ),
+    }
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The table and the claims as Markdown."""
+    lines = [
+        f"{report['title']}; {report['missing']} runs are missing.",
+        "",
+        "| target | τ | field | final W₂² (mean ± std) | real against real | modes | runs |",
+        "|---|---:|---|---:|---:|---:|---:|",
+    ]
+    for row in report["rows"]:
+        begin = f"| {row['target']} | {row['tau']:g} | {row['field']} |"
+        if "w2_mean" not in row:
+            lines.append(f"{begin} | | | 0 |")
+            continue
+        modes = f"{row['covered']:.1f} of {row['modes']}" if "covered" in row else ""
+        lines.append(
+            f"{begin} {row['w2_mean']:.3f} ± {row['w2_std']:.3f} | {row['w2_floor']:.3f} | "
+            f"{modes} | {row['runs']} |"
+        )
+    lines += ["", "| claim | seen |", "|---|---|"]
+    words = {True: "yes", False: "no", None: "not measured"}
+    lines += [f"| {claim} | {words[value]} |" for claim, value in report["claims"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def draw(grid: Grid, runs: Path, report: dict[str, Any], path: Path) -> None:
+    """Curves of W₂² over steps, mean ± std over seeds, one panel a target and temperature."""
+    import numpy as np
+
+    from keodrift.plots import new_figure, save_figure
+
+    columns = len(grid.taus)
+    figure, panels = new_figure(4 * columns, 3.2 * len(grid.targets), len(grid.targets), columns)
+    for i, target in enumerate(grid.targets):
+        for j, tau in enumerate(grid.taus):
+            panel = panels[i, j]
+            for k, label in enumerate(grid.fields):
+                curves = []
+                for cell in grid.cells():
+                    log = runs / cell.name / "metrics.jsonl"
+                    mine = (cell.target, cell.tau, cell.label) == (target, tau, label)
+                    if mine and (runs / cell.name / "result.json").exists():
+                        rows = [json.loads(line) for line in log.read_text().splitlines()]
+                        curves.append([(r["step"], r["w2"]) for r in rows if "w2" in r])
+                if not curves:
+                    continue
+                values = np.array(curves)
+                steps, mean, std = values[0, :, 0], values[..., 1].mean(0), values[..., 1].std(0)
+                panel.plot(steps, mean, color=f"C{k}", label=label)
+                panel.fill_between(steps, mean - std, mean + std, color=f"C{k}", alpha=0.2, lw=0)
+            floors = [
+                r["w2_floor"]
+                for r in report["rows"]
+                if (r["target"], r["tau"]) == (target, tau) and "w2_floor" in r
+            ]
+            if floors:
+                panel.axhline(floors[0], color="0.5", ls=":", label="real against real")
+            panel.set_yscale("log")
+            panel.set_title(f"{target}, τ = {tau:g}", fontsize="medium")
+            panel.set_xlabel("training step")
+            panel.set_ylabel("$W_2^2$ [length$^2$]")
+    panels[0, 0].legend(fontsize="x-small")
+    figure.suptitle(f"{grid.title}: lower is better, the dotted line is as good as real data")
+    save_figure(figure, path)

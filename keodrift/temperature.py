@@ -1,0 +1,114 @@
+"""The temperature by how many neighbours a particle averages over, instead of by its unit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from keodrift.checks import check_positive
+from keodrift.errors import ArgumentError
+from keodrift.fields import DriftField, Side
+
+# Relative step in 1/τ of a central difference of log-masses: its own error is its square, and
+# float32 log-masses leave about 1e-3.
+STEP = 1e-2
+HALVINGS = 40
+
+
+def row_entropy(side: Side, z: Tensor) -> Tensor:
+    """Entropy H_i = −Σ_j P_ij log P_ij of the softmax of one side at queries, ``(…, N)``.
+
+    With P_ij ∝ exp(β_j − s C_ij) at s = 1/τ the log-mass ℓ(s) has the slope −Σ_j P_ij C_ij, so
+    H = ℓ − Σ_j P_ij β_j − s ∂ℓ/∂s: three log-masses and one average, whatever the cost.
+
+    Args:
+        side: A cloud with its bias.
+        z: Queries, ``(…, N, d)``.
+    """
+    kernel = side.kernel(z)
+    mass = kernel.log_mass(side.bias)
+    level = side.bias.amax(-1, keepdim=True)
+    # Atoms of weight 0 have no share; any finite value does for them.
+    about = (side.bias - level).clamp_min(-1e30)[..., None]
+    mean = kernel.barycentre(side.bias, about)[..., 0].double() + level
+    colder, hotter = (
+        replace(side, tau=side.tau / factor).log_mass(z) for factor in (1 + STEP, 1 - STEP)
+    )
+    return mass - mean - (colder - hotter) / (2 * STEP)
+
+
+def effective_neighbours(field: DriftField) -> Tensor:
+    """How many data points a particle effectively averages over: exp of the mean row entropy.
+
+    Args:
+        field: A fitted field; the couplings are taken at its particles.
+
+    Returns:
+        ``(…,)``, between 1 and the number of data points.
+
+    Example:
+        >>> import torch, keodrift as kd
+        >>> x, y = torch.zeros(3, 2), torch.eye(2)
+        >>> round(float(effective_neighbours(kd.OneSidedDrift(tau=1.0).fit(x, y))), 3)
+        2.0
+    """
+    return row_entropy(field.data, field.particles).mean(-1).exp()
+
+
+def tau_for_neighbours(
+    drift: Any, x: Tensor, y: Tensor, neighbours: float, *, rtol: float = 0.02
+) -> float:
+    """The temperature at which a drift averages over a wished number of data points.
+
+    Args:
+        drift: A drift of any temperature, such as ``SinkhornDrift(tau=1.0)``; its own is where the
+            search begins.
+        x: Particles, ``(N, d)``.
+        y: Data, ``(M, d)``.
+        neighbours: Wished effective number, between 1 and M.
+        rtol: Relative error of that number at which the search ends.
+
+    Returns:
+        τ, in the unit of the drift's cost.
+
+    Raises:
+        ArgumentError: ``neighbours`` is not between 1 and M, or no temperature has it.
+
+    Example:
+        >>> import torch, keodrift as kd
+        >>> x = torch.linspace(0, 1, 50)[:, None]
+        >>> tau = tau_for_neighbours(kd.OneSidedDrift(tau=1.0), x, x, 5.0)
+        >>> 1e-4 < tau < 1e-2
+        True
+    """
+    check_positive("rtol", rtol)
+    if not 1 < neighbours < len(y):
+        raise ArgumentError("neighbours", neighbours, f"a number between 1 and M = {len(y)}")
+
+    def excess(log_tau: float) -> float:
+        field = replace(drift, tau=math.exp(log_tau)).fit(x, y)
+        return math.log(float(effective_neighbours(field)) / neighbours)
+
+    low = high = math.log(drift.tau)
+    found = excess(low)
+    # Entropy grows with temperature: first a bracket, then halvings of it.
+    step = math.copysign(math.log(4), -found)
+    for _ in range(HALVINGS):
+        if abs(found) <= rtol:
+            return math.exp(high)
+        low, high = high, high + step
+        before, found = found, excess(high)
+        if before * found <= 0:
+            break
+    else:
+        raise ArgumentError("neighbours", neighbours, "a number that some temperature reaches")
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        value = excess(middle)
+        if abs(value) <= rtol:
+            break
+        low, high = (middle, high) if value * before > 0 else (low, middle)
+    return math.exp(middle)

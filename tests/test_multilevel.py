@@ -1,0 +1,77 @@
+"""Clusters, and solves that begin at a carried potential."""
+
+from __future__ import annotations
+
+import pytest
+import reference as ref
+import torch
+
+import keodrift as kd
+from keodrift import multilevel
+from keodrift.reductions import gibbs_kernel
+from keodrift.sinkhorn import solve
+
+
+def weights_of(n: int, seed: int) -> torch.Tensor:
+    drawn = torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    drawn[::7] = 0
+    return drawn / drawn.sum()
+
+
+@pytest.mark.parametrize("regional", [False, True])
+@pytest.mark.parametrize("d", [1, 2, 40])
+@pytest.mark.parametrize("k", [1, 16, 300])
+def test_clusters_keep_mass_and_mean(monkeypatch, cloud, regional, d, k):
+    if regional:
+        monkeypatch.setattr(multilevel, "ALL_DISTANCES", 0)
+    points, weights = cloud(0, 200, d), weights_of(200, 1)
+    centres, mass = multilevel.cluster(points, weights, k)
+    assert len(centres) == len(mass) <= min(k, int((weights > 0).sum()))
+    assert bool((mass > 0).all()) and abs(float(mass.sum()) - 1) <= 1e-12
+    assert torch.allclose(mass @ centres, weights @ points, atol=1e-12)
+    again, _ = multilevel.cluster(points, weights, k)
+    assert torch.equal(again, centres)
+
+
+def test_the_regional_search_is_nearly_the_exact_one(monkeypatch, cloud):
+    points, samples = cloud(0, 3000, 2), cloud(1, 400, 2)
+    exact = torch.cdist(points, samples).amin(-1)
+    monkeypatch.setattr(multilevel, "ALL_DISTANCES", 0)
+    found = (points - samples[multilevel._nearest(points, samples)]).norm(dim=-1)
+    assert bool((found >= exact - 1e-12).all())
+    # Points near the border of a region may miss a sample across it.
+    assert float((found <= exact + 1e-12).double().mean()) >= 0.7
+    assert float(found.mean()) <= 1.25 * float(exact.mean())
+
+
+def batch(seed: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two draws of four separated modes: equal in law, unequal in the mass of each mode."""
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.tensor([[2.0, 2.0], [2.0, -2.0], [-2.0, 2.0], [-2.0, -2.0]]).double()
+    pick = torch.randint(4, (2, n), generator=generator)
+    noise = torch.randn(2, n, 2, generator=generator, dtype=torch.float64)
+    return corners[pick[0]] + 0.3 * noise[0], corners[pick[1]] + 0.2 * noise[1]
+
+
+def test_a_new_batch_is_mended_on_clusters(monkeypatch):
+    """A potential cannot know the next batch's imbalance; clusters find it without full passes."""
+    drift = kd.SinkhornDrift(0.2, cost="squared", tol=1e-4)
+    first = drift.fit(*batch(0, 400))
+    x, y = batch(1, 400)
+    warm = drift.fit(x, y, start=first)
+    a = torch.full((400,), 1 / 400, dtype=torch.float64)
+    kernel = gibbs_kernel(x, y, "squared", 0.2)
+    carried = first.potentials[0](y)
+    plainly = solve(kernel, a, a, tol=1e-4, max_iterations=2000, start=(carried, None))
+    assert bool(warm.converged)
+    assert warm.couplings[0].iterations < plainly.iterations
+    p = ref.problem(x, y, 0.2, cost="squared")
+    expected = ref.sinkhorn(p)(x)
+    assert float((warm() - expected).norm() / expected.norm()) <= 1e-2
+
+
+def test_the_same_batch_again_takes_one_sweep():
+    drift = kd.SinkhornDrift(0.2, cost="squared", tol=1e-4)
+    x, y = batch(0, 400)
+    first = drift.fit(x, y)
+    assert drift.fit(x, y, start=first).couplings[0].iterations <= 3
