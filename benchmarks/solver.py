@@ -87,7 +87,8 @@ def main() -> int:
     results, failed = [], []
     for problem, tau, tol in tqdm(cases, unit="problem"):
         for seed in range(options.seeds):
-            x, y = clouds(problem, options.size, options.d, seed)
+            d = options.d if problem == "mixture" else 2
+            x, y = clouds(problem, options.size, d, seed)
             found = {}
             for way in WAYS:
                 steps, error, taken = count(way, x.double(), y.double(), tau, tol, options.cap)
