@@ -173,16 +173,23 @@ def relevant(
 
 
 def _families(x: Cells, y: Cells, bias: Tensor, omitted: float) -> Iterator[tuple[Tensor, Tensor]]:
-    assert x.parents is not None and y.parents is not None
-    assert x.first is not None and y.first is not None
-    above = Tilted.of(y.parents, bias)
-    rows, cols = relevant(x.parents, y.parents, bias, above, omitted)
-    x_end, y_end = ((*c.first.tolist()[1:], len(c)) for c in (x, y))  # type: ignore[union-attr]
-    x_first, y_first = x.first.tolist(), y.first.tolist()
-    cells = torch.arange(len(y), device=bias.device)
-    for parent, near in enumerate(cols.split(torch.bincount(rows).tolist())):
-        atoms = torch.cat([cells[y_first[k] : y_end[k]] for k in near.tolist()])
-        yield torch.arange(x_first[parent], x_end[parent], device=bias.device), atoms
+    """Cells of each parent of x, with the cells of y whose parents it needs."""
+    (above_x, children_x), (above_y, children_y) = _children(x), _children(y)
+    above = Tilted.of(above_y, bias)
+    rows, cols = relevant(above_x, above_y, bias, above, omitted)
+    counts = torch.bincount(rows, minlength=len(above_x)).tolist()
+    for cells, near in zip(children_x, cols.split(counts), strict=True):
+        yield cells, torch.cat([children_y[k] for k in near.tolist()])
+
+
+def _children(cells: Cells) -> tuple[Cells, tuple[Tensor, ...]]:
+    """The parents of cells, themselves if there are none, and the cells of each."""
+    every = torch.arange(len(cells), device=cells.start.device)
+    if cells.parents is None or cells.first is None:
+        return cells, every.split(1)
+    ends = [*cells.first.tolist()[1:], len(cells)]
+    sizes = [end - begin for begin, end in zip(cells.first.tolist(), ends, strict=True)]
+    return cells.parents, every.split(sizes)
 
 
 def _compare(
