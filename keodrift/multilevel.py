@@ -1,4 +1,4 @@
-"""Cold starts: solve for clusters first, at high temperature first, and extend to the points.
+"""Starts, cold and warm: solve for clusters first, hot ones first, and extend to the points.
 
 What makes Sinkhorn slow are a few numbers, the balance of mass between modes. A clustered problem
 has the same balance and costs k² a pass; its potential is a function, which one pass brings to
@@ -28,7 +28,7 @@ COARSE_TOL = 0.3  # of a coarse problem, relative to that of the fine one
 PATIENCE = 10  # half-steps a cluster, at most: the next level takes what is left
 COOLING = 4.0  # factor between temperatures
 LLOYD = 1  # refinements of the clusters' centres
-ALL_DISTANCES = 1 << 22
+ALL_DISTANCES = 1 << 22  # up to so many, the nearest sample is searched among all
 NEAR = 3  # tolerances that a carried potential may be off and be used as it is
 
 
@@ -208,6 +208,8 @@ def _nearest(points: Tensor, samples: Tensor) -> Tensor:
         return _argmin(points, samples)
     anchors = samples[: math.isqrt(len(samples))]
     region = _argmin(samples, anchors)
+    # Each anchor in its own region, also where anchors coincide: no region is without a sample.
+    region[: len(anchors)] = torch.arange(len(anchors), device=region.device)
     members = [(region == r).nonzero()[:, 0] for r in range(len(anchors))]
     out = torch.empty(len(points), dtype=torch.long, device=points.device)
     own, order = _argmin(points, anchors).sort(stable=True)

@@ -116,7 +116,7 @@ def test_mmd_is_its_definition(cloud, d):
 
 
 def test_mmd_streams_large_clouds(cloud):
-    """Compressed, 30 000 points keep the digits of a subset's exact value."""
+    """Two large draws of one law score what their sizes leave."""
     x, y = cloud(0, 30_000, 2), cloud(1, 30_000, 2)
     value = mmd_squared(x, y, 0.5)
     # Between two draws of one law the mean is (2/N)(1 − E k) and nothing else.

@@ -44,6 +44,13 @@ def test_the_regional_search_is_nearly_the_exact_one(monkeypatch, cloud):
     assert float(found.mean()) <= 1.25 * float(exact.mean())
 
 
+def test_the_regional_search_survives_coinciding_points(monkeypatch):
+    monkeypatch.setattr(multilevel, "ALL_DISTANCES", 0)
+    points = torch.cat([torch.zeros(50, 2), torch.ones(3, 2)])
+    centres, mass = multilevel.cluster(points, torch.full((53,), 1 / 53, dtype=torch.float64), 20)
+    assert abs(float(mass.sum()) - 1) <= 1e-12 and len(centres) <= 20
+
+
 def batch(seed: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Two draws of four separated modes: equal in law, unequal in the mass of each mode."""
     generator = torch.Generator().manual_seed(seed)
