@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from keodrift.costs import Cost
+from keodrift.newton import newton
 from keodrift.reductions import GibbsKernel, gibbs_kernel
 from keodrift.sinkhorn import Coupling, half_step, solve
 
@@ -22,7 +23,8 @@ Potential = Callable[[Tensor], Tensor]
 
 CLUSTERS = 4096  # at most, at the finest coarse level
 REFINEMENT = 4  # points a cluster, at least, from level to level
-REFINEMENT_WARM = 2  # the same where a carried potential saves the levels below
+SYMMETRIC = 512  # points of a self problem that needs no coarser one
+DIRECT = 128  # points that Newton's method takes
 SMALLEST = 16  # clusters of the coarsest level, at least
 COARSE_TOL = 0.3  # of a coarse problem, relative to that of the fine one
 PATIENCE = 10  # half-steps a cluster, at most: the next level takes what is left
@@ -43,11 +45,12 @@ def converge(
     max_iterations: int,
     symmetric: bool = False,
     carried: Potential | None = None,
+    redrawn: bool = False,
 ) -> Coupling:
     """The coupling to a tolerance, from a coarse start or from a carried potential.
 
     Batches that are drawn anew differ in the mass of their modes, which a carried potential cannot
-    know. Where one sweep shows that it is far off, it is mended on clusters first.
+    know; there, and where one sweep shows that it is far off, clusters are the better start.
 
     Args:
         kernel: The Gibbs kernel of x and y.
@@ -59,19 +62,18 @@ def converge(
         max_iterations: Cap on the half-steps of each level.
         symmetric: The clouds are one.
         carried: A potential on y as a function, in units of τ.
+        redrawn: y is another sample than the one the potential was solved for.
     """
     cost, tau, spent = kernel.frame.cost, kernel.frame.tau, 0
     start: tuple[Tensor, Tensor | None] | None = None
-    if carried is not None:
+    if carried is not None and (symmetric or not (redrawn and _coarser(x, y))):
         start = carried(y), None
-        if not symmetric and max_iterations > 2:
+        if _coarser(x, y) and not symmetric and max_iterations > 2:
             first = solve(kernel, a, b, tol=tol, max_iterations=2, start=start, warn=False)
             if bool(first.converged.all()):
                 return first
             near = bool((first.marginal_error <= NEAR * tol).all())
-            spent, start = 2, (first.g, first.row)
-            if not near and _how_many(x, y, True) >= SMALLEST:
-                start = None
+            spent, start = 2, (first.g, first.row) if near else None
     if start is None:
         start = coarse_start(
             x,
@@ -83,7 +85,6 @@ def converge(
             tol=tol,
             max_iterations=max_iterations,
             symmetric=symmetric,
-            carried=carried,
         )
     return solve(
         kernel,
@@ -108,7 +109,6 @@ def coarse_start(
     tol: float,
     max_iterations: int,
     symmetric: bool = False,
-    carried: Potential | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """First potentials ``(g, f)`` for `solve`, in units of τ, from ever coarser problems.
 
@@ -122,29 +122,27 @@ def coarse_start(
         tol: Tolerance of the solve that follows; coarse levels are solved to a third of it.
         max_iterations: Cap on the half-steps of each level.
         symmetric: The clouds are one; its levels need no cooling, their rate is ½ at any τ.
-        carried: A potential on y as a function, from which the finest coarse level starts in
-            place of a coarser one.
     """
-    clusters = _how_many(x, y, carried is not None)
-    if clusters < SMALLEST:
-        return torch.zeros_like(b) if symmetric else _cool(x, y, a, b, cost, tau), None
+    if symmetric and (x.shape[-2] <= SYMMETRIC or not _coarser(x, y)):
+        return torch.zeros_like(b), None
+    if not _coarser(x, y):
+        return _cool(x, y, a, b, cost, tau), None
+    if _direct(x, y):
+        return newton(x, y, a, b, cost, tau, _cool(x, y, a, b, cost, tau), tol=tol)
+    clusters = _clusters(x, y)
     coarse_x, coarse_a = cluster(x, a, clusters)
     coarse_y, coarse_b = (coarse_x, coarse_a) if symmetric else cluster(y, b, clusters)
-    start: tuple[Tensor, Tensor | None]
-    if carried is not None:
-        start = carried(coarse_y), None
-    else:
-        start = coarse_start(
-            coarse_x,
-            coarse_y,
-            coarse_a,
-            coarse_b,
-            cost,
-            tau,
-            tol=tol,
-            max_iterations=max_iterations,
-            symmetric=symmetric,
-        )
+    start = coarse_start(
+        coarse_x,
+        coarse_y,
+        coarse_a,
+        coarse_b,
+        cost,
+        tau,
+        tol=COARSE_TOL * tol,
+        max_iterations=max_iterations,
+        symmetric=symmetric,
+    )
     coarse = solve(
         gibbs_kernel(coarse_x, coarse_y, cost, tau),
         coarse_a,
@@ -160,12 +158,18 @@ def coarse_start(
     return g, f
 
 
-def _how_many(x: Tensor, y: Tensor, warm: bool) -> int:
-    """Clusters of the next coarser level; 0 where there is none."""
-    if x.dim() > 2:
-        return 0
-    each = REFINEMENT_WARM if warm else REFINEMENT
-    return int(min(CLUSTERS, x.shape[-2] // each, y.shape[-2] // each))
+def _direct(x: Tensor, y: Tensor) -> bool:
+    return x.dim() == 2 and max(x.shape[-2], y.shape[-2]) <= DIRECT
+
+
+def _clusters(x: Tensor, y: Tensor) -> int:
+    """Clusters of the next coarser level."""
+    return int(min(CLUSTERS, x.shape[-2] // REFINEMENT, y.shape[-2] // REFINEMENT))
+
+
+def _coarser(x: Tensor, y: Tensor) -> bool:
+    """Whether something cheaper than half-steps can find the balance between modes."""
+    return x.dim() == 2 and (_direct(x, y) or _clusters(x, y) >= SMALLEST)
 
 
 def cluster(points: Tensor, weights: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -56,7 +56,7 @@ def test_options_reach_the_drift():
 
 
 def test_warm_start_gives_the_same_path_for_fewer_iterations():
-    x, y = cloud(60) * 0.1, cloud(60, 1)
+    x, y = cloud(300) * 0.1, cloud(300, 1)
     drift = kd.SinkhornDrift(0.2, tol=1e-4)
     cold, warm = (simulate(drift, x, y, 0.1, 12, warm_start=on) for on in (False, True))
     assert torch.allclose(cold.final, warm.final, atol=1e-3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 
+import torch
 from torch import Tensor
 
 from keodrift.checks import check_positive
@@ -65,11 +66,19 @@ class SinkhornDrift(Drift):
         x, a = problem.x, problem.a
         carried = None if start is None else start.potentials
         data_start, model_start = (None, None) if carried is None else carried
-        data = self.couple(x, problem.y, a, problem.b, data_start)
+        redrawn = start is not None and not torch.equal(start.data.points, problem.y)
+        data = self.couple(x, problem.y, a, problem.b, data_start, redrawn=redrawn)
         # Extra negatives or a mask break the symmetry of the self problem.
         symmetric = not (problem.has_negatives or self.mask_self)
         model = self.couple(
-            x, problem.z, a, problem.c, model_start, symmetric=symmetric, masked=self.mask_self
+            x,
+            problem.z,
+            a,
+            problem.c,
+            model_start,
+            redrawn=redrawn,
+            symmetric=symmetric,
+            masked=self.mask_self,
         )
         return self.field(problem, data.bias, model.bias, couplings=(data, model))
 
@@ -81,6 +90,7 @@ class SinkhornDrift(Drift):
         b: Tensor,
         carried: Potential | None = None,
         *,
+        redrawn: bool = False,
         symmetric: bool = False,
         masked: bool = False,
     ) -> Coupling:
@@ -98,4 +108,5 @@ class SinkhornDrift(Drift):
             max_iterations=self.max_iterations,
             symmetric=symmetric,
             carried=carried,
+            redrawn=redrawn,
         )

@@ -16,6 +16,8 @@ from keodrift.reductions.kernel import GibbsKernel
 # times a normal one; sums are trusted within exp(±25), where that is lost in rounding.
 ABSORBED_LEAST, ABSORBED_REACH = -55.0, 25.0
 
+PRODUCT_BLOCK = 1 << 18  # float64 entries at a time, which stay in a processor's cache
+
 
 @dataclass
 class _Absorbed:
@@ -178,7 +180,24 @@ def working_cost(frame: Frame, x: Tensor, y: Tensor) -> Tensor:
             return square / 2
         # A floor under the root makes the derivative at coinciding points 0 instead of NaN.
         return square.clamp_min(torch.finfo(x.dtype).tiny).sqrt() * (frame.cost.factor / frame.tau)
+    if form == "quadratic" and x.dtype == torch.float32 and x.device.type == "cpu":
+        return _by_products(x, y)
     distance = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
     if form == "quadratic":
         return distance.square_().div_(2)
     return distance.mul_(frame.cost.factor / frame.tau)
+
+
+def _by_products(x: Tensor, y: Tensor) -> Tensor:
+    """½‖x−y‖² = ½‖x‖² + ½‖y‖² − x·y, in float64 before it is rounded: exact where it cancels.
+
+    Differences, which `torch.cdist` takes, are five times slower on a CPU.
+    """
+    x, y = x.double(), y.double()
+    left = torch.cat([-x, x.square().sum(-1, keepdim=True) / 2, torch.ones_like(x[..., :1])], -1)
+    right = torch.cat([y, torch.ones_like(y[..., :1]), y.square().sum(-1, keepdim=True) / 2], -1)
+    out = torch.empty(*x.shape[:-1], y.shape[-2], dtype=torch.float32)
+    rows = max(1, PRODUCT_BLOCK // max(1, len(x) * y.shape[-2]))
+    for part, into in zip(left.split(rows, -2), out.split(rows, -2), strict=True):
+        into.copy_(part @ right.mT)
+    return out.clamp_(min=0)
