@@ -6,6 +6,9 @@ import importlib.metadata
 import json
 import os
 import platform
+import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -47,14 +50,42 @@ def seconds(call: Callable[[], object], device: str = "cpu", repeats: int = 5) -
     def once() -> float:
         begun = time.perf_counter()
         call()
-        if device.startswith("cuda"):
-            import torch
-
-            torch.cuda.synchronize()
+        synchronise(device)
         return time.perf_counter() - begun
 
     once()
     return sorted(once() for _ in range(repeats))[repeats // 2]
+
+
+def peak_mb() -> float:
+    """Peak resident memory of this process."""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kibibytes on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def in_own_process(script: str, arguments: list[str], limit: float | None = None) -> dict:
+    """The JSON that a script prints last, or its failure in words under ``"error"``.
+
+    Times and peaks of memory are then those of one cell; on Linux a process inherits the peak of
+    the one that starts it, so that one should be small.
+    """
+    command = [sys.executable, str(Path(script).resolve()), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return {"error": f"over {limit:.0f} s"}
+    if done.returncode != 0:
+        last = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]
+        return {"error": last[-1][:80]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def synchronise(device: str) -> None:
+    """Waits for what was started on a GPU."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.synchronize()
 
 
 def write(path: Path, data: dict) -> None:

@@ -18,14 +18,12 @@ import argparse
 import importlib.util
 import json
 import math
-import resource
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from common import machine, markdown
+from common import in_own_process, machine, markdown, peak_mb, synchronise
 
 PROBLEMS = ("half-trained", "blob", "checkerboard", "mixture")
 
@@ -90,9 +88,10 @@ def drift(peer: str, value: float, x, y, tau: float):
 
     n = len(x)
     if peer == "reference":
-        return kd.SinkhornDrift(tau, cost="squared", tol=1e-6, max_iterations=20_000)(
-            x.double(), y.double()
-        )
+        backend = "cells" if x.shape[1] <= 3 and n >= 10_000 else "auto"
+        return kd.SinkhornDrift(
+            tau, cost="squared", tol=1e-6, max_iterations=20_000, backend=backend
+        )(x.double(), y.double())
     if peer == "dense reference":
         return kd.SinkhornDrift(
             tau, cost="squared", tol=1e-8, max_iterations=20_000, backend="dense"
@@ -116,23 +115,21 @@ def drift(peer: str, value: float, x, y, tau: float):
         import ot
 
         def lazy_mean(z):
-            value = ot.solve_sample(
-                x, z, reg=tau, method="sinkhorn", lazy=True, max_iter=int(value_), tol=0
-            )
-            plan = value.lazy_plan
+            plan = ot.solve_sample(
+                x, z, reg=tau, method="sinkhorn", lazy=True, max_iter=int(value), tol=0
+            ).lazy_plan
             rows = torch.empty_like(x)
             for i in range(0, n, 1000):
                 part = plan[i : i + 1000]
                 rows[i : i + 1000] = (part / part.sum(1, keepdim=True)) @ z
             return rows
 
-        value_ = value
         return lazy_mean(y) - lazy_mean(x)
     if peer == "POT log, iterations":
         import ot
 
         def plan(z):
-            weights = torch.full((n,), 1 / n, dtype=x.dtype)
+            weights = torch.full((n,), 1 / n, dtype=x.dtype, device=x.device)
             cost = torch.cdist(x, z) ** 2
             return ot.sinkhorn(
                 weights,
@@ -155,12 +152,12 @@ def drift(peer: str, value: float, x, y, tau: float):
 
         def mean(z):
             cloud = pointcloud.PointCloud(
-                jnp.asarray(x), jnp.asarray(z), epsilon=tau, batch_size=1024
+                jnp.asarray(x.cpu()), jnp.asarray(z.cpu()), epsilon=tau, batch_size=1024
             )
             out = linear.solve(cloud, max_iterations=int(value), threshold=0.0)
-            return out.apply(jnp.asarray(z).T, axis=1).T * n
+            return out.apply(jnp.asarray(z.cpu()).T, axis=1).T * n
 
-        return torch.tensor(jnp.asarray(mean(y) - mean(x)).tolist())
+        return torch.tensor(jnp.asarray(mean(y) - mean(x)).tolist(), device=x.device)
     raise ValueError(peer)
 
 
@@ -169,7 +166,7 @@ def barycentre(x, y, tau: float, sweeps: int):
     import torch
 
     logits = -(torch.cdist(x, y) ** 2) / tau
-    f, g = torch.zeros(len(x), 1), torch.zeros(1, len(y))
+    f, g = x.new_zeros(len(x), 1), x.new_zeros(1, len(y))
     for _ in range(sweeps):
         f = -torch.logsumexp(logits + g, 1, keepdim=True)
         g = -torch.logsumexp(logits + f, 0, keepdim=True)
@@ -180,25 +177,31 @@ def cell(spec: dict) -> None:
     """Computes one drift, prints its time and stores it."""
     import numpy as np
 
-    x, y = clouds(spec["problem"], spec["size"], spec["d"])
-    peer, value, tau = spec["peer"], spec["value"], spec["tau"]
+    device, peer, value, tau = (spec[key] for key in ("device", "peer", "value", "tau"))
+
+    def sample(size: int):
+        return (z.to(device) for z in clouds(spec["problem"], size, spec["d"]))
+
     if "keodrift" in peer:  # large enough to compile what the real size runs
-        few = clouds(spec["problem"], 3000, spec["d"])
-        drift(peer, 1e-2 if "tol" in peer else min(value, 2), *few, tau)
+        drift(peer, 1e-2 if "tol" in peer else min(value, 2), *sample(3000), tau)
     elif "reference" not in peer:
-        few = clouds(spec["problem"], 200, spec["d"])
-        drift(peer, 0.5 if "scaling" in peer else 2, *few, tau)
+        drift(peer, 0.5 if "scaling" in peer else 2, *sample(200), tau)
+    x, y = sample(spec["size"])
+    synchronise(device)
     begun = time.perf_counter()
     v = drift(peer, value, x, y, tau)
+    synchronise(device)
     taken = time.perf_counter() - begun
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-    print(json.dumps({"seconds": taken, "peak_mb": peak, **marginals(spec, x, y)}))
-    np.save(spec["path"], v.detach().double().numpy())
+    out = {"seconds": taken, "peak_mb": peak_mb(), **marginals(spec, x, y, taken)}
+    np.save(spec["path"], v.detach().double().cpu().numpy())
+    print(json.dumps(out))
 
 
-def marginals(spec: dict, x, y) -> dict:
-    """Column error of the row-normalised data coupling, where the peer gives its potentials."""
+def marginals(spec: dict, x, y, seconds: float) -> dict:
+    """Column error of the row-normalised data coupling, where the peer gives its potentials.
+
+    That takes a second solve, which slow settings are spared.
+    """
     import torch
 
     import keodrift as kd
@@ -208,7 +211,7 @@ def marginals(spec: dict, x, y) -> dict:
         extra = {"tol": value} if "tol" in peer else {"iterations": 2 * int(value) + 1}
         field = kd.SinkhornDrift(tau, cost="squared", **extra).fit(x, y)
         return {"marginal_error": float(field.couplings[0].marginal_error)}
-    if not peer.startswith("GeomLoss") or value > 0.99:
+    if not peer.startswith("GeomLoss") or seconds > 20:
         return {}
     from geomloss import SamplesLoss
 
@@ -228,7 +231,7 @@ def marginals(spec: dict, x, y) -> dict:
     _, g = loss(x, y)
     g = g.double().reshape(-1) / (tau / 2)
     kernel = gibbs_kernel(x, y, "squared", tau)
-    a, b = (torch.full((len(z),), 1 / len(z), dtype=torch.float64) for z in (x, y))
+    a, b = (z.new_full((len(z),), 1 / len(z), dtype=torch.float64) for z in (x, y))
     image = half_step(kernel.T, a, half_step(kernel, b, g))
     return {"marginal_error": float(marginal_error(b, g, image))}
 
@@ -241,20 +244,26 @@ def run(spec: dict, limit: float) -> dict:
         return spec | {"error": "missing"}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "v.npy"
-        command = [sys.executable, str(Path(__file__).resolve()), "--cell"]
-        try:
-            done = subprocess.run(
-                [*command, json.dumps(spec | {"path": str(path)})],
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=2 * limit + 60,  # the drift, its marginals, and the start
-            )
-        except subprocess.TimeoutExpired:
-            return spec | {"error": f"over {limit:.0f} s"}
-        if done.returncode != 0:
-            return spec | {"error": done.stderr.strip().splitlines()[-1][:80]}
-        return spec | json.loads(done.stdout.splitlines()[-1]) | {"v": np.load(path)}
+        arguments = ["--cell", json.dumps(spec | {"path": str(path)})]
+        # The drift, its marginals, and the start.
+        found = in_own_process(__file__, arguments, 2 * limit + 60)
+        return spec | found | ({} if "error" in found else {"v": np.load(path)})
+
+
+def reference(spec: dict, limit: float, kept: Path) -> dict:
+    """The converged float64 field, from disk where an earlier run left it."""
+    import numpy as np
+
+    path = kept / ("-".join(str(spec[key]) for key in ("problem", "size", "d", "tau")) + ".npy")
+    if path.exists():
+        return {"v": np.load(path)}
+    out = run(spec | {"peer": "reference", "value": 0}, limit)
+    if "v" in out:
+        kept.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part.npy")
+        np.save(part, out["v"])
+        part.replace(path)
+    return out
 
 
 def distance(v, truth) -> float:
@@ -271,6 +280,8 @@ def main() -> None:
     parser.add_argument("--tau", type=float, nargs="+", default=[0.1])
     parser.add_argument("--peers", nargs="+", default=[], help="words in the names of peers")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds a cell may take")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--name", help="of the result; by default problem, size, d and τ")
     parser.add_argument("--output", type=Path, default=Path("outputs/field_error"))
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -281,16 +292,18 @@ def main() -> None:
 
     results: list[dict] = []
     label = "-".join([*options.problems, *(f"n{n}" for n in options.sizes), f"d{options.d}"])
-    label += "".join(f"-tau{tau:g}" for tau in options.tau)
+    label = options.name or label + "".join(f"-tau{tau:g}" for tau in options.tau)
 
     def keep(out: dict) -> None:
         results.append(out)
-        write_json(options.output / f"{label}.json", {"machine": machine(), "rows": results})
+        write_json(
+            options.output / f"{label}.json", {"machine": machine(options.device), "rows": results}
+        )
         print(" | ".join(shown(out)), flush=True)
 
     for problem in options.problems:
         for tau in options.tau:
-            base = {"problem": problem, "d": options.d, "tau": tau}
+            base = {"problem": problem, "d": options.d, "tau": tau, "device": options.device}
             small = base | {"size": 1000, "value": 0}
             pair = [
                 run(small | {"peer": p}, options.limit) for p in ("reference", "dense reference")
@@ -299,7 +312,7 @@ def main() -> None:
                 keep(pair[0] | {"v": None, "field_error": distance(pair[0]["v"], pair[1]["v"])})
             for size in options.sizes:
                 base["size"] = size
-                truth = run(base | {"peer": "reference", "value": 0}, 10 * options.limit)
+                truth = reference(base, 10 * options.limit, options.output / "references")
                 if "error" in truth:
                     sys.exit(f"the reference failed: {truth['error']}")
                 for peer, values in settings(options.peers, size, options.d).items():
@@ -318,7 +331,7 @@ def main() -> None:
                         elif out["error"].startswith("over"):
                             pace = math.inf
                         keep(out)
-    print("\n" + table({"machine": machine(), "rows": results}))
+    print("\n" + table({"machine": machine(options.device), "rows": results}))
     plot(results, options.output / f"{label}.png")
 
 

@@ -16,13 +16,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-from common import machine, write
+from common import in_own_process, machine, peak_mb, write
 
 # torch and keodrift are imported inside functions: on Linux a process inherits the peak of the one
 # that starts it, so the parent stays small until the last cell is done.
@@ -30,13 +28,6 @@ from common import machine, write
 FIELDS = ("one-sided", "sinkhorn")
 STREAMING = ("tiled", "keops", "cells")
 MEGABYTE = 1e6
-
-
-def peak_resident() -> float:
-    """Peak resident memory of this process, in MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kibibytes on Linux
-    return peak * unit / MEGABYTE
 
 
 def measure(field: str, backend: str, size: int, device: str) -> dict:
@@ -58,14 +49,14 @@ def measure(field: str, backend: str, size: int, device: str) -> dict:
         if field == "one-sided"
         else kd.SinkhornDrift(0.1, iterations=3, backend=backend)
     )
-    before, start = peak_resident(), time.perf_counter()
+    before, start = peak_mb(), time.perf_counter()
     velocity = drift(x, y)
     if not bool(torch.isfinite(velocity).all()):
         raise FloatingPointError(f"the {field} field is not finite")
     cell = {
         "seconds": time.perf_counter() - start,
         "before_mb": before,
-        "peak_mb": peak_resident(),
+        "peak_mb": peak_mb(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
@@ -78,14 +69,8 @@ def measure(field: str, backend: str, size: int, device: str) -> dict:
 def run_cell(field: str, backend: str, size: int, device: str) -> dict:
     """Runs one cell in a process of its own; a failure becomes part of the result."""
     cell = {"field": field, "backend": backend, "size": size}
-    command = [sys.executable, str(Path(__file__).resolve()), "--device", device, "--cell"]
-    done = subprocess.run(
-        [*command, field, backend, str(size)], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]
-        return cell | {"error": lines[-1]}
-    return cell | json.loads(done.stdout.splitlines()[-1])
+    arguments = ["--device", device, "--cell", field, backend, str(size)]
+    return cell | in_own_process(__file__, arguments)
 
 
 def table(report: dict) -> str:

@@ -14,20 +14,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-from common import machine, markdown
+from common import in_own_process, machine, markdown, peak_mb, synchronise
 
 GEOMLOSS = "GeomLoss multiscale 0.9"
 
 
 def cell(spec: dict) -> None:
     """Solves one field in this process and prints what it took."""
-    import torch
     from field_error import clouds, drift
 
     import keodrift as kd
@@ -41,32 +37,19 @@ def cell(spec: dict) -> None:
         )
         field = recipe.fit(x, y)
         field()
-        if x.is_cuda:
-            torch.cuda.synchronize()
+        synchronise(spec["device"])
         engines = {c.kernel.engine for c in field.couplings}
         steps = [c.iterations for c in field.couplings]
         error = float(field.marginal_error)
-        return {"engine": "+".join(sorted(engines)), "half_steps": steps, "error": error}
+        return {"engine": "+".join(sorted(engines)), "half_steps": steps, "marginal_error": error}
 
     solve(*(z.to(spec["device"]) for z in clouds(spec["problem"], 3000, 2)))  # compiles
     x, y = (z.to(spec["device"]) for z in clouds(spec["problem"], spec["size"], 2))
     begun = time.perf_counter()
     out = solve(x, y)
     out["seconds"] = time.perf_counter() - begun
-    unit = 1 if sys.platform == "darwin" else 1024
-    out["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    out["peak_mb"] = peak_mb()
     print(json.dumps(out))
-
-
-def run(spec: dict, limit: float) -> dict:
-    command = [sys.executable, str(Path(__file__).resolve()), "--cell", json.dumps(spec)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit)
-    except subprocess.TimeoutExpired:
-        return spec | {"failed": f"over {limit:.0f} s"}
-    if done.returncode != 0:
-        return spec | {"failed": done.stderr.strip().splitlines()[-1][:80]}
-    return spec | json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
@@ -96,7 +79,8 @@ def main() -> None:
     for problem, tau, backend in lines:
         for size in options.sizes:
             spec = {"problem": problem, "tau": tau, "backend": backend, "size": size} | shared
-            results.append(run(spec, options.limit))
+            found = in_own_process(__file__, ["--cell", json.dumps(spec)], options.limit)
+            results.append(spec | found)
             print(results[-1], flush=True)
             write_json(options.output / "scaling.json", report)
     print("\n" + table(report))
@@ -129,8 +113,8 @@ def table(report: dict) -> str:
     for r in report["rows"]:
         name = r["backend"] if r["backend"] == GEOMLOSS else f"keodrift ({r.get('engine', '')})"
         row = [f"{r['problem']}, τ = {r['tau']:g}, {name}", f"{r['size']:,}"]
-        if "failed" in r:
-            rows.append([*row, r["failed"], "", "", "", ""])
+        if "error" in r:
+            rows.append([*row, r["error"], "", "", "", ""])
             continue
         growth, last = "", before.get(line_of(r))
         if last is not None:
@@ -138,7 +122,7 @@ def table(report: dict) -> str:
             growth = f"{ratios[0]:.1f}× for {ratios[1]:.3g}× points"
         before[line_of(r)] = r
         steps = " + ".join(map(str, r.get("half_steps", [])))
-        error = f"{r['error']:.1e}" if "error" in r else ""
+        error = f"{r['marginal_error']:.1e}" if "marginal_error" in r else ""
         rows.append([*row, f"{r['seconds']:.2f}", growth, f"{r['peak_mb']:.0f}", steps, error])
     header = ["d = 2", "N = M", "seconds", "growth", "peak MB", "half-steps", "marginal error"]
     note = f"Solved to tol = {report['tol']:g}. Measured on {report['machine']}."

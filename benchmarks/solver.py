@@ -36,7 +36,7 @@ def count(way: str, x, y, tau: float, tol: float, cap: int) -> tuple[int, float,
     """Half-steps, marginal error and seconds of one way."""
     if way.endswith("float32"):
         x, y = x.float(), y.float()
-    a, b = (torch.full((len(z),), 1 / len(z), dtype=torch.float64) for z in (x, y))
+    a, b = (z.new_full((len(z),), 1 / len(z), dtype=torch.float64) for z in (x, y))
     cost = as_cost("squared")
     kernel = gibbs_kernel(x, y, cost, tau)
     begun = time.perf_counter()
@@ -80,6 +80,7 @@ def main() -> int:
     parser.add_argument("--tolerances", type=float, nargs="+", default=[1e-3, 1e-4])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cap", type=int, default=4000, help="half-steps at most")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, default=Path("outputs/solver"))
     options = parser.parse_args()
 
@@ -88,7 +89,7 @@ def main() -> int:
     for problem, tau, tol in tqdm(cases, unit="problem"):
         for seed in range(options.seeds):
             d = options.d if problem == "mixture" else 2
-            x, y = clouds(problem, options.size, d, seed)
+            x, y = (z.to(options.device) for z in clouds(problem, options.size, d, seed))
             found = {}
             for way in WAYS:
                 steps, error, taken = count(way, x.double(), y.double(), tau, tol, options.cap)
@@ -101,7 +102,7 @@ def main() -> int:
                 )
             if coarse["error"] <= tol < single["error"]:
                 failed.append(f"{problem}, τ = {tau:g}, tol {tol:g}, seed {seed}: float32 missed")
-            report = {"machine": machine(), "size": options.size, "cap": options.cap}
+            report = {"machine": machine(options.device), "size": options.size, "cap": options.cap}
             write_json(options.output / "solver.json", report | {"rows": results})
     print("\n" + table(report | {"rows": results}))
     print("\n".join(failed))

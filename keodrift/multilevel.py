@@ -31,6 +31,7 @@ PATIENCE = 10  # half-steps a cluster, at most: the next level takes what is lef
 COOLING = 4.0  # factor between temperatures
 LLOYD = 1  # refinements of the clusters' centres
 ALL_DISTANCES = 1 << 22  # up to so many, the nearest sample is searched among all
+REACH = 20  # tolerances that points may have moved, in working lengths, for a carried potential
 NEAR = 3  # tolerances that a carried potential may be off and be used as it is
 
 
@@ -45,12 +46,12 @@ def converge(
     max_iterations: int,
     symmetric: bool = False,
     carried: Potential | None = None,
-    redrawn: bool = False,
+    displacement: float = 0.0,
 ) -> Coupling:
     """The coupling to a tolerance, from a coarse start or from a carried potential.
 
-    Batches that are drawn anew differ in the mass of their modes, which a carried potential cannot
-    know; there, and where one sweep shows that it is far off, clusters are the better start.
+    A carried potential is worth its pass only where the points have hardly moved: it cannot know
+    the mass of the modes in a batch that was drawn anew, which clusters find without a full pass.
 
     Args:
         kernel: The Gibbs kernel of x and y.
@@ -62,11 +63,13 @@ def converge(
         max_iterations: Cap on the half-steps of each level.
         symmetric: The clouds are one.
         carried: A potential on y as a function, in units of τ.
-        redrawn: y is another sample than the one the potential was solved for.
+        displacement: How far points are from those the potential was solved for, a length.
     """
     cost, tau, spent = kernel.frame.cost, kernel.frame.tau, 0
     start: tuple[Tensor, Tensor | None] | None = None
-    if carried is not None and (symmetric or not (redrawn and _coarser(x, y))):
+    # Other costs do not say how they change with length.
+    near = cost.form != "quadratic" or displacement * cost.scale(tau) <= REACH * tol
+    if carried is not None and (near or symmetric or not _coarser(x, y)):
         start = carried(y), None
         if _coarser(x, y) and not symmetric and max_iterations > 2:
             first = solve(kernel, a, b, tol=tol, max_iterations=2, start=start, warn=False)
@@ -96,6 +99,13 @@ def converge(
         spent=spent,
         symmetric=symmetric,
     )
+
+
+def displacement(before: Tensor, after: Tensor) -> float:
+    """Root mean square distance between points of equal index; infinite for unequal clouds."""
+    if before.shape != after.shape:
+        return math.inf
+    return math.sqrt(float((after - before).double().square().sum(-1).mean()))
 
 
 def coarse_start(

@@ -57,11 +57,12 @@ def test_options_reach_the_drift():
 
 def test_warm_start_gives_the_same_path_for_fewer_iterations():
     x, y = cloud(300) * 0.1, cloud(300, 1)
-    drift = kd.SinkhornDrift(0.2, tol=1e-4)
-    cold, warm = (simulate(drift, x, y, 0.1, 12, warm_start=on) for on in (False, True))
-    assert torch.allclose(cold.final, warm.final, atol=1e-3)
-    assert len(warm.iterations) == len(cold.iterations) == 12
+    drift = kd.SinkhornDrift(1.0, tol=1e-3)
+    cold, warm = (simulate(drift, x, y, 0.5, 40, warm_start=on) for on in (False, True))
+    assert torch.allclose(cold.final, warm.final, atol=1e-2)
+    assert len(warm.iterations) == len(cold.iterations) == 40
     assert warm.iterations[0] == cold.iterations[0]
+    # What is gained is gained late, where particles hardly move.
     assert sum(warm.iterations) < sum(cold.iterations)
 
 

@@ -13,7 +13,7 @@ FLOORS = [
     {"costs"},
     {"checks"},
     {"reductions"},
-    {"anderson"},
+    {"anderson", "newton"},
     {"sinkhorn"},
     {"multilevel"},
     {"fields"},

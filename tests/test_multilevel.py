@@ -8,6 +8,8 @@ import torch
 
 import keodrift as kd
 from keodrift import multilevel
+from keodrift.costs import as_cost
+from keodrift.newton import newton
 from keodrift.reductions import gibbs_kernel
 from keodrift.sinkhorn import solve
 
@@ -16,6 +18,10 @@ def weights_of(n: int, seed: int) -> torch.Tensor:
     drawn = torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     drawn[::7] = 0
     return drawn / drawn.sum()
+
+
+def uniform(n: int) -> torch.Tensor:
+    return torch.full((n,), 1 / n, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("regional", [False, True])
@@ -75,6 +81,35 @@ def test_a_new_batch_is_mended_on_clusters(monkeypatch):
     p = ref.problem(x, y, 0.2, cost="squared")
     expected = ref.sinkhorn(p)(x)
     assert float((warm() - expected).norm() / expected.norm()) <= 1e-2
+
+
+@pytest.mark.parametrize("tau", [0.5, 0.05])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_newton_solves_small_problems(tau, weighted):
+    """Separated modes with unequal masses, where half-steps take thousands."""
+    x, y = batch(0, 60)
+    x, y = x[:50], y[:40]
+    a, b = (weights_of(n, n) if weighted else uniform(n) for n in (50, 40))
+    start = torch.zeros(40, dtype=torch.float64)
+    g, f = newton(x, y, a, b, as_cost("squared"), tau, start, tol=1e-8)
+    coupling = a[:, None] * b * (f[:, None] + g - torch.cdist(x, y).square() / tau).exp()
+    assert float((coupling.sum(0) - b).abs().sum()) <= 1e-6
+    assert float((coupling.sum(1) - a).abs().sum()) <= 1e-6
+    # Points without weight have the potential of their half-step.
+    h = -torch.logsumexp(a.log()[:, None] + f[:, None] - torch.cdist(x, y).square() / tau, 0)
+    assert torch.allclose(g, h, atol=1e-6)
+
+
+def test_a_hopeless_problem_is_no_worse_after_newton():
+    x, y = batch(0, 40)
+    a, start = uniform(40), torch.zeros(40, dtype=torch.float64)
+
+    def dual(g: torch.Tensor) -> float:
+        f = -torch.logsumexp(a.log() + g - torch.cdist(x, y).square() / 1e-5, 1)
+        return float((a * f).sum() + (a * g).sum())
+
+    g, _ = newton(x, y, a, a, as_cost("squared"), 1e-5, start, tol=1e-8)
+    assert bool(torch.isfinite(g).all()) and dual(g) >= dual(start)
 
 
 def test_the_same_batch_again_takes_one_sweep():

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 
-import torch
 from torch import Tensor
 
 from keodrift.checks import check_positive
 from keodrift.drifts.base import Drift, Problem
 from keodrift.errors import OptionError
 from keodrift.fields import DriftField
-from keodrift.multilevel import Potential, converge
+from keodrift.multilevel import Potential, converge, displacement
 from keodrift.reductions import gibbs_kernel
 from keodrift.sinkhorn import Coupling, iterate
 
@@ -66,8 +65,12 @@ class SinkhornDrift(Drift):
         x, a = problem.x, problem.a
         carried = None if start is None else start.potentials
         data_start, model_start = (None, None) if carried is None else carried
-        redrawn = start is not None and not torch.equal(start.data.points, problem.y)
-        data = self.couple(x, problem.y, a, problem.b, data_start, redrawn=redrawn)
+        moved = 0.0
+        if start is not None:
+            moved = max(
+                displacement(start.particles, x), displacement(start.data.points, problem.y)
+            )
+        data = self.couple(x, problem.y, a, problem.b, data_start, displacement=moved)
         # Extra negatives or a mask break the symmetry of the self problem.
         symmetric = not (problem.has_negatives or self.mask_self)
         model = self.couple(
@@ -76,7 +79,7 @@ class SinkhornDrift(Drift):
             a,
             problem.c,
             model_start,
-            redrawn=redrawn,
+            displacement=moved,
             symmetric=symmetric,
             masked=self.mask_self,
         )
@@ -90,7 +93,7 @@ class SinkhornDrift(Drift):
         b: Tensor,
         carried: Potential | None = None,
         *,
-        redrawn: bool = False,
+        displacement: float = 0.0,
         symmetric: bool = False,
         masked: bool = False,
     ) -> Coupling:
@@ -108,5 +111,5 @@ class SinkhornDrift(Drift):
             max_iterations=self.max_iterations,
             symmetric=symmetric,
             carried=carried,
-            redrawn=redrawn,
+            displacement=displacement,
         )
