@@ -8,11 +8,14 @@ one sentence on standard error, with exit code 2.
 
 from __future__ import annotations
 
+import itertools
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,11 +29,14 @@ from keodrift.reproduce import FIGURES, reproduce
 from keodrift.reproduce import markdown as reproduce_table
 from keodrift.training import Trainer, target_batches
 
-USAGE = """usage: keodrift train [group=choice …] [key=value …]
-       keodrift reproduce FIGURE [quick=true] [workers=N] [limit=N] [output=FOLDER]
+USAGE = """usage: keodrift train [-m] [group=choice …] [key=value …]
+       keodrift reproduce FIGURE [quick=true] [experiment=NAME] [workers=N] [limit=N]
+                          [output=FOLDER]
 
-reproduce runs what is missing of a figure of the paper (fig2, fig6, fig7, fig8) and draws it.
-train trains a one-step generator on a 2D target. Groups and keys:
+reproduce runs what is missing of a figure of the paper (fig1, fig2, fig5 … fig8) and draws it;
+experiment is public_run or, smaller and faster, paper_text.
+train trains a one-step generator on a 2D target; with -m it does so for every combination of
+comma-separated values, each in a folder of its own inside output. Groups and keys:
 """
 
 # What may differ between the command that began a run and the one that resumes it.
@@ -210,8 +216,66 @@ def train(config: Any) -> dict[str, float]:
         {"generated": samples}, real, title="Generated points should cover the data"
     )
     plots.save_figure(figure, folder / "samples.png")
+    with atomic_path(folder / "samples.npz") as draft:
+        np.savez(draft, generated=samples.cpu().numpy(), real=real.cpu().numpy())
     write_json(folder / "result.json", result)
     return result
+
+
+def multirun(overrides: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Trains once for every combination of the values that overrides list, one after the other.
+
+    Combinations that are done are not done again, and one that was cut off goes on.
+
+    Args:
+        overrides: Hydra overrides, such as ``"drift.tau=0.05,0.1"``.
+
+    Returns:
+        The result of each run, by the name of its folder inside ``output``.
+
+    Raises:
+        ArgumentError: An override is wrong, or none lists several values.
+    """
+    swept, fixed = _sweeps(overrides)
+    if not swept:
+        raise OptionError("-m", repr(" ".join(overrides)), "a list of values, such as seed=0,1,2")
+    configs = {}
+    for values in itertools.product(*swept):
+        # All are composed before the first is trained: a typing error costs no run.
+        config = compose("train", [*fixed, *values])
+        name = ",".join(values).replace("/", "_")
+        config.output = str(Path(config.output) / name)
+        config.resume = (Path(config.output) / "checkpoint.pt").exists()
+        configs[name] = config
+    results = {}
+    for count, (name, config) in enumerate(configs.items(), 1):
+        done = Path(config.output) / "result.json"
+        if not done.exists():
+            print(f"{count} of {len(configs)}: {name}", file=sys.stderr)
+            train(config)
+        results[name] = json.loads(done.read_text())
+    return results
+
+
+def _sweeps(overrides: Sequence[str]) -> tuple[list[list[str]], list[str]]:
+    """Overrides that list values, one list each, and the others."""
+    try:
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+        from hydra.errors import HydraException
+    except ImportError as error:
+        raise MissingDependencyError("hydra-core", "the command line", "cli") from error
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        reason = " ".join(str(error).split())
+        raise OptionError("config", repr(" ".join(overrides)), f"a fix: {reason}") from error
+    swept = [
+        [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
+        for one in parsed
+        if one.is_sweep_override()
+    ]
+    fixed = [str(one.input_line) for one in parsed if not one.is_sweep_override()]
+    return swept, fixed
 
 
 def _reproduce(arguments: Sequence[str]) -> int:
@@ -221,6 +285,7 @@ def _reproduce(arguments: Sequence[str]) -> int:
     given = dict(word.split("=", 1) for word in arguments if "=" in word)
     quick = "--quick" in arguments or given.pop("quick", "false") == "true"
     output = given.pop("output", f"outputs/{name}{'-quick' if quick else ''}")
+    experiment = given.pop("experiment", None)
     numbers: dict[str, int] = {}
     for key in ("workers", "limit"):
         if key in given:
@@ -229,9 +294,14 @@ def _reproduce(arguments: Sequence[str]) -> int:
                 raise OptionError(key, repr(value), "a positive integer")
             numbers[key] = int(value)
     if given:
-        raise OptionError(next(iter(given)), "given", "quick, workers, limit or output")
+        raise OptionError(next(iter(given)), "given", "quick, experiment, workers, limit or output")
     report = reproduce(
-        name, output, quick=quick, workers=numbers.get("workers"), limit=numbers.get("limit")
+        name,
+        output,
+        quick=quick,
+        experiment=experiment,
+        workers=numbers.get("workers"),
+        limit=numbers.get("limit"),
     )
     print(reproduce_table(report))
     print(f"The figure and the table are in {output}.")
@@ -256,6 +326,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _reproduce(arguments[1:])
         if arguments[0] != "train":
             raise OptionError("command", repr(arguments[0]), "'train' or 'reproduce'")
+        if arguments[1:2] in (["-m"], ["--multirun"]):
+            for name, found in multirun(arguments[2:]).items():
+                print(f"{name}: W2^2 {found['w2']:.3g} (real samples {found['w2_floor']:.3g})")
+            return 0
         config = compose("train", arguments[1:])
         result = train(config)
     except (ArgumentError, MissingDependencyError) as error:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DATA, MODEL, FLOOR = "#7f8c8d", "#c0392b", "#2c3e50"
+DATA, MODEL, FLOOR, START = "#7f8c8d", "#c0392b", "#2c3e50", "#2980b9"
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
@@ -72,16 +72,34 @@ def _plane(axes: Axes, limit: float | None = None) -> None:
         axes.set_ylim(-limit, limit)
 
 
+def _panels(count: int, columns: int | None, size: float) -> tuple[Figure, Any]:
+    """A figure of ``count`` square panels, ``columns`` a row; those left over are empty."""
+    columns = count if columns is None else columns
+    rows = -(-count // columns)
+    figure, grid = new_figure(size * columns, (size + 0.4) * rows, rows, columns)
+    for axes in grid.flat[count:]:
+        axes.set_axis_off()
+    return figure, grid.flat
+
+
 def plot_samples(
-    samples: Mapping[str, Tensor], target: Tensor, *, title: str, limit: float | None = None
+    samples: Mapping[str, Tensor],
+    target: Tensor | Sequence[Tensor],
+    *,
+    title: str,
+    limit: float | None = None,
+    columns: int | None = None,
+    size: float = 4.4,
 ) -> Figure:
     """Clouds of samples, one panel each, over points of the target.
 
     Args:
         samples: Name of each panel and its cloud ``(N, 2)``.
-        target: ``(M, 2)``.
+        target: ``(M, 2)``, or one such cloud a panel.
         title: How to read the figure, in a line.
         limit: The axes run over ±limit; fitted if None.
+        columns: Panels a row; all in one by default.
+        size: Of a panel, in inches.
 
     Raises:
         ShapeError: A cloud is not in the plane.
@@ -89,14 +107,56 @@ def plot_samples(
     Example:
         >>> figure = plot_samples({"model": torch.randn(9, 2)}, torch.randn(9, 2), title="Overlap")
     """
-    figure, grid = new_figure(4.4 * len(samples), 4.8, 1, len(samples))
-    real = _planar(target, "target")
-    for axes, (name, cloud) in zip(grid[0], samples.items(), strict=True):
-        points = _planar(cloud, "samples")
+    figure, grid = _panels(len(samples), columns, size)
+    targets = [target] * len(samples) if isinstance(target, Tensor) else target
+    for axes, (name, cloud), data in zip(grid, samples.items(), targets, strict=False):
+        points, real = _planar(cloud, "samples"), _planar(data, "target")
         axes.scatter(*real.T, s=4, color=DATA, alpha=0.5, lw=0, label=f"data ({len(real)})")
         axes.scatter(*points.T, s=4, color=MODEL, alpha=0.6, lw=0, label=f"{name} ({len(points)})")
         _plane(axes, limit)
-        axes.legend(loc="upper right", markerscale=3, fontsize=8)
+        axes.legend(loc="upper right", markerscale=3, fontsize=8 if size > 3 else 5)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def plot_flows(
+    trajectories: Mapping[str, Tensor],
+    target: Tensor,
+    *,
+    title: str,
+    columns: int | None = None,
+    limit: float = 3.0,
+    size: float = 2.6,
+) -> Figure:
+    """Paths of particles, one panel a flow, with where they start and end.
+
+    Args:
+        trajectories: Name of each panel and its positions ``(T, N, 2)``.
+        target: ``(M, 2)``.
+        title: How to read the figure, in a line.
+        columns: Panels a row; all in one by default.
+        limit: The axes run over ±limit.
+        size: Of a panel, in inches.
+
+    Raises:
+        ShapeError: A cloud is not in the plane.
+
+    Example:
+        >>> path = torch.randn(4, 9, 2).cumsum(0)
+        >>> figure = plot_flows({"walk": path}, torch.randn(9, 2), title="Nowhere")
+    """
+    figure, grid = _panels(len(trajectories), columns, size)
+    real = _planar(target, "target")
+    for axes, (name, trajectory) in zip(grid, trajectories.items(), strict=False):
+        paths = _planar(trajectory, "trajectories")
+        for path in paths.swapaxes(0, 1):
+            axes.plot(*path.T, color=FLOOR, lw=0.3, alpha=0.5)
+        axes.scatter(*real.T, s=7, color=DATA, lw=0, label="data")
+        axes.scatter(*paths[0].T, s=5, color=START, lw=0, label="start")
+        axes.scatter(*paths[-1].T, s=5, color=MODEL, lw=0, label="end")
+        _plane(axes, limit)
+        axes.set_title(name, fontsize=7)
+    grid[0].legend(loc="upper right", fontsize=6)
     figure.suptitle(title, fontsize=10)
     return figure
 
@@ -250,6 +310,7 @@ def animate_flows(
     limit: float = 3.0,
     frames_per_second: int = 15,
     dpi: int = 70,
+    columns: int | None = None,
 ) -> Path:
     """Writes an animated GIF of particle clouds drifting side by side, atomically.
 
@@ -262,6 +323,7 @@ def animate_flows(
         limit: The axes run over ±limit.
         frames_per_second: Speed of the animation.
         dpi: Resolution; the file grows with its square.
+        columns: Panels a row; all in one by default.
 
     Returns:
         The path.
@@ -275,12 +337,12 @@ def animate_flows(
         >>> animate_flows(path, {"still": still}, [0, 1], torch.zeros(1, 2), title="Still").name
         'flow.gif'
     """
-    figure, grid = new_figure(3.6 * len(trajectories), 4.2, 1, len(trajectories))
+    figure, grid = _panels(len(trajectories), columns, 3.6)
     from matplotlib.animation import PillowWriter
 
     real = _planar(target, "target")
     moving = []
-    for axes, (name, trajectory) in zip(grid[0], trajectories.items(), strict=True):
+    for axes, (name, trajectory) in zip(grid, trajectories.items(), strict=False):
         points = _planar(trajectory, "trajectories")
         if points.ndim != 3 or len(points) != len(times):
             shape = tuple(trajectory.shape)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
 
 from keodrift.checks import check_positive
+from keodrift.drifts import Drift
 from keodrift.errors import ArgumentError
 from keodrift.fields import DriftField, Side
 
@@ -59,7 +59,7 @@ def effective_neighbours(field: DriftField) -> Tensor:
 
 
 def tau_for_neighbours(
-    drift: Any, x: Tensor, y: Tensor, neighbours: float, *, rtol: float = 0.02
+    drift: Drift, x: Tensor, y: Tensor, neighbours: float, *, rtol: float = 0.02
 ) -> float:
     """The temperature at which a drift averages over a wished number of data points.
 

@@ -7,10 +7,12 @@ run that was cut off and resumed ends with the same bits as one that was not.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,22 @@ from keodrift.flow import WarmStart
 from keodrift.loss import drift_loss
 
 __all__ = ["Batch", "BatchSource", "Trainer", "latent_batches", "target_batches"]
+
+
+@contextmanager
+def _event_writer(folder: Path | None, step: int) -> Iterator[Callable[[str, float, int], None]]:
+    """Writes numbers for TensorBoard into a run folder, where TensorBoard is installed."""
+    if folder is None or importlib.util.find_spec("tensorboard") is None:
+        yield lambda name, value, step: None
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    # What an interrupted run wrote after its checkpoint is about to be written again.
+    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+    try:
+        yield writer.add_scalar
+    finally:
+        writer.close()
 
 
 class Trainer:
@@ -152,7 +170,7 @@ class Trainer:
         bar = tqdm(
             total=steps, initial=self.step, desc="train", unit="step", disable=not self.progress
         )
-        with bar:
+        with bar, _event_writer(self.folder, self.step) as events:
             while self.step < steps:
                 loss = self._advance()
                 bar.update()
@@ -160,6 +178,8 @@ class Trainer:
                 evaluates = self.evaluate is not None and self.step % self.evaluate_every == 0
                 if evaluates or self.step % self.log_every == 0 or self.step == steps:
                     row = self._log(loss, evaluates)
+                    for name in row.keys() - {"step"}:
+                        events(name, row[name], self.step)
                     shown = {k: v for k, v in row.items() if k not in ("step", "seconds")}
                     bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items()}, refresh=False)
                 if self.step % self.checkpoint_every == 0:

@@ -32,7 +32,8 @@ def test_train_writes_one_run_folder_and_resumes_it(tmp_path, capsys):
     assert main(["train", *SMALL, "steps=4", f"output={run}"]) == 0
     assert f"see {run}" in capsys.readouterr().out
     assert sorted(path.name for path in run.iterdir()) == [
-        "checkpoint.pt", "config.yaml", "curves.png", "metrics.jsonl", "result.json", "samples.png",
+        "checkpoint.pt", "config.yaml", "curves.png", "metrics.jsonl", "result.json", "samples.npz",
+        "samples.png",
     ]  # fmt: skip
     assert json.loads((run / "result.json").read_text())["steps"] == 4
     assert main(["train", *SMALL, "steps=6", f"output={run}", "resume=true"]) == 0
@@ -119,3 +120,34 @@ def test_build_refuses_what_does_not_fit():
     assert build(node) == kd.OneSidedDrift(0.5)
     with pytest.raises(OptionError, match="colour"):
         build(OmegaConf.merge(node, {"colour": "red"}))
+
+
+def test_multirun_trains_every_combination_once(tmp_path, capsys):
+    command = ["train", "-m", *SMALL, "steps=2", f"output={tmp_path}/sweep"]
+    assert main([*command, "seed=0,1", "drift=one_sided,sinkhorn"]) == 0
+    said = capsys.readouterr()
+    runs = sorted(path.parent.name for path in tmp_path.glob("sweep/*/result.json"))
+    assert runs == [f"seed={s},drift={d}" for s in (0, 1) for d in ("one_sided", "sinkhorn")]
+    assert all(f"{run}: W2^2" in said.out for run in runs)
+    assert "4 of 4" in said.err
+    # Again, with one value more: only what is missing is trained, what was cut off goes on.
+    (tmp_path / "sweep" / runs[0] / "result.json").unlink()
+    kept = (tmp_path / "sweep" / runs[1] / "result.json").stat().st_mtime_ns
+    assert main([*command, "seed=0,1,2", "drift=one_sided,sinkhorn"]) == 0
+    assert (tmp_path / "sweep" / runs[1] / "result.json").stat().st_mtime_ns == kept
+    assert capsys.readouterr().err.count(" of 6:") == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["seed=0"], "a list of values"),
+        (["seed=0,1", "drift=sinkhorn,magnetic"], "magnetic"),
+        (["seed=0,1", "]["], "config"),
+    ],
+)
+def test_a_wrong_sweep_ends_in_one_sentence_before_any_run(tmp_path, capsys, overrides, words):
+    code = main(["train", "-m", *SMALL, "steps=1", f"output={tmp_path}/sweep", *overrides])
+    said = capsys.readouterr().err
+    assert code == 2 and words in said and len(said.strip().splitlines()) == 1
+    assert not (tmp_path / "sweep").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -54,3 +55,45 @@ def test_quickstart(tmp_path):
     done = run("quickstart.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "mean drift" in done.stdout
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """Imports an example as a module."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    return importlib.import_module
+
+
+def test_only_the_converged_field_moves_mass_across_a_gap(example):
+    """90/10 on two modes, data 50/50, τ far below the gap: the sentence the library rests on."""
+    script = example("wrong_masses")
+
+    def at_the_end(field: str, modes: int, d: int) -> dict:
+        cell = script.Cell("particles", modes, d, 120, 0.1, field, 60, 0.2)
+        return script.particles(cell)
+
+    for modes, d in ((2, 2), (8, 2), (2, 32)):
+        start = float((script.wrong(modes) - 1 / modes).abs().sum() / 2)
+        converged = at_the_end("converged", modes, d)
+        assert converged["wrong"] <= 0.02, (modes, d)
+        assert at_the_end("one-sided", modes, d)["wrong"] >= 0.9 * start
+    blind = at_the_end("20 sweeps", 2, 2)
+    assert blind["wrong"] >= 0.35 and blind["w2"] > 100 * at_the_end("converged", 2, 2)["w2"]
+
+
+def test_wrong_masses_writes_figure_and_table(tmp_path):
+    done = run("wrong_masses.py", "quick=true", "workers=1", f"output={tmp_path}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "wrong_masses.png").stat().st_size > 10_000
+    table = (tmp_path / "wrong_masses.md").read_text()
+    assert table.count("| converged |") == 2 and table in done.stdout
+    assert len(list(tmp_path.glob("cells/*.json"))) == 8
+
+
+def test_large_batch_writes_figure_and_tables(tmp_path):
+    done = run("large_batch.py", "quick=true", f"output={tmp_path}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "large_batch.png").stat().st_size > 10_000
+    page = (tmp_path / "large_batch.md").read_text()
+    for title in ("against the truth", "Noise", "Generators", "Wrong mode masses"):
+        assert title in page

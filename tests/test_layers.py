@@ -22,7 +22,7 @@ FLOORS = [
     {"loss"},
     {"flow"},
     {"distributed"},
-    {"metrics", "plots", "temperature"},
+    {"metrics", "plots", "temperature", "gaussians"},
     {"data", "generators", "training"},
     {"reproduce"},
     {"cli"},

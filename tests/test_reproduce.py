@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from keodrift import reproduce as module
+import keodrift as kd
 from keodrift.cli import compose, main
 from keodrift.errors import OptionError
-from keodrift.reproduce import FIGURES, Grid, claims, reproduce
+from keodrift.files import write_json
+from keodrift.flow import simulate
+from keodrift.reproduce import FIGURES, flows, generators, reproduce
+from keodrift.reproduce.cells import run_missing
+from keodrift.reproduce.flows import FlowGrid
+from keodrift.reproduce.generators import Grid, claims
 
 TINY = (
     "generator.width=8",
@@ -29,17 +37,19 @@ def tiny(monkeypatch):
         fields={"one-sided": "one_sided", "Sinkhorn": "sinkhorn"},
         taus=(0.1,),
         seeds=(0, 1),
-        overrides=("experiment=public_run", *TINY),
+        overrides=TINY,
     )
     monkeypatch.setitem(FIGURES, "tiny", grid)
     return grid
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", generators.FIGURES)
 def test_every_cell_is_a_config(name):
     grid = FIGURES[name]
     cells = list(grid.cells())
     assert len({cell.name for cell in cells}) == len(cells) == 2 * 3 * 4 * 5
+    smaller = replace(grid, experiment="paper_text").cells()
+    assert compose("train", next(smaller).overrides).data.batch == 500
     for cell in [*cells[:24], *grid.quick().cells()]:
         config = compose("train", cell.overrides)
         assert config.data.target == cell.target and config.seed == cell.seed
@@ -60,23 +70,26 @@ def test_the_papers_settings_are_experiments():
 def test_a_grid_is_run_cell_by_cell_and_goes_on(tiny, tmp_path, monkeypatch):
     first = reproduce("tiny", tmp_path, limit=3, workers=2, progress=False)
     assert first["missing"] == 5
-    done = {path.parent: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/result.json")}
+    done = {
+        path.parent: path.stat().st_mtime_ns for path in tmp_path.glob("public_run/*/result.json")
+    }
     assert len(done) == 3
     second = reproduce("tiny", tmp_path, workers=2, progress=False)
     assert second["missing"] == 0 and len(second["rows"]) == 4
     for folder, time in done.items():  # what was there was not run again
         assert (folder / "result.json").stat().st_mtime_ns == time
     # Now nothing may be trained: the figure and the table come from the folders alone.
-    monkeypatch.setattr(module, "_train", None)
+    monkeypatch.setattr(generators, "_train", None)
     third = reproduce("tiny", tmp_path, progress=False)
     assert third == second
     assert json.loads((tmp_path / "table.json").read_text()) == second
-    assert (tmp_path / "tiny.png").stat().st_size > 10_000
+    for figure in ("tiny.png", "tiny_samples.png"):
+        assert (tmp_path / figure).stat().st_size > 10_000
     row = next(r for r in second["rows"] if r["target"] == "eight_gaussians")
     runs = [
         json.loads(
             (
-                tmp_path / "runs" / f"eight_gaussians-one-sided-tau0.1-seed{s}/result.json"
+                tmp_path / "public_run" / f"eight_gaussians-one-sided-tau0.1-seed{s}/result.json"
             ).read_text()
         )
         for s in (0, 1)
@@ -87,7 +100,7 @@ def test_a_grid_is_run_cell_by_cell_and_goes_on(tiny, tmp_path, monkeypatch):
 
 def test_an_interrupted_cell_goes_on_from_its_checkpoint(tiny, tmp_path):
     cell = next(iter(tiny.cells()))
-    folder = tmp_path / "runs" / cell.name
+    folder = tmp_path / "public_run" / cell.name
     assert main(["train", *cell.overrides, "steps=1", f"output={folder}", "progress=false"]) == 0
     (folder / "result.json").unlink()
     reproduce("tiny", tmp_path, limit=1, progress=False)
@@ -129,6 +142,8 @@ def test_claims_are_judged_by_the_numbers():
         (["fig2", "workers=none"], "workers"),
         (["fig2", "limit=0"], "limit"),
         (["fig2", "colour=red"], "colour"),
+        (["fig2", "experiment=mine"], "mine"),
+        (["fig5", "experiment=paper_text"], "paper_text"),
     ],
 )
 def test_bad_commands_end_in_one_sentence(arguments, word, capsys, tmp_path, monkeypatch):
@@ -142,3 +157,80 @@ def test_bad_commands_end_in_one_sentence(arguments, word, capsys, tmp_path, mon
 def test_unknown_figures_are_refused(tmp_path):
     with pytest.raises(OptionError, match="fig9"):
         reproduce("fig9", tmp_path)
+
+
+def test_one_cell_of_the_quick_figure(tmp_path, capsys):
+    """What a continuous integration runs: a cell of the paper's grid at a minute's size."""
+    command = ["reproduce", "fig2", "--quick", "limit=1", "workers=1", f"output={tmp_path}"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "7 runs are missing" in said and "not measured" in said
+    # A short run is no run of the full figure.
+    assert len(list(tmp_path.glob("quick/*/result.json"))) == 1
+    assert not (tmp_path / "public_run").exists()
+
+
+def test_the_laplacian_figures_are_not_judged_by_claims_about_the_gaussian(tmp_path):
+    for name in ("fig7", "fig8"):
+        assert generators.summarise(FIGURES[name], tmp_path)["claims"] == {}
+    assert len(generators.summarise(FIGURES["fig2"], tmp_path)["claims"]) == 5
+
+
+def test_flows_have_the_papers_columns_and_temperatures():
+    grid = FIGURES["fig5"]
+    assert (grid.points, grid.step, grid.steps) == (100, 0.1, 500)
+    assert grid.taus == (0.01, 0.1, 1.0, 10.0)
+    cells = {cell.name: cell for cell in grid.cells()}
+    assert len(cells) == 6 * 4
+    for cell in cells.values():
+        assert cell.drift.tau == cell.tau and cell.drift.cost.name == "squared"
+    assert cells["one-sided_mask-tau0.01"].drift.mask_self
+    assert not cells["two-sided-tau0.01"].drift.mask_self
+    assert cells["Sinkhorn_100-tau1"].drift.iterations == 201
+
+
+def test_a_figure_of_flows_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    grid = FlowGrid("Tiny", taus=(0.1, 1.0), points=12, steps=6, keep=2)
+    monkeypatch.setitem(FIGURES, "tiny", grid)
+    first = reproduce("tiny", tmp_path, limit=10, workers=1, progress=False)
+    assert first["missing"] == 2 and list(first["claims"].values())[1] is not None
+    second = reproduce("tiny", tmp_path, workers=2, progress=False)
+    assert second["missing"] == 0
+    assert second["rows"][:10] == first["rows"][:10]
+    for row in second["rows"]:
+        assert row["w2"] >= 0 and 1 <= row["neighbours"] <= 12
+    with np.load(tmp_path / "runs" / "Sinkhorn-tau0.1.npz") as stored:
+        assert stored["trajectory"].shape == (4, 12, 2)
+        start, data, _ = grid.clouds()
+        assert np.array_equal(stored["trajectory"][0], start.numpy())
+        moved = simulate(kd.SinkhornDrift(0.1, cost="squared"), start, data, 0.1, 6)
+        assert np.allclose(stored["trajectory"][-1], moved.final.numpy(), atol=1e-5)
+    assert (tmp_path / "tiny.png").stat().st_size > 10_000
+    assert (tmp_path / "tiny.gif").stat().st_size > 10_000
+    assert "effective neighbours" in (tmp_path / "table.md").read_text()
+
+
+def test_claims_about_flows_compare_with_the_best_other():
+    def rows(**w2):
+        names = {"a": "one-sided", "b": "two-sided", "s": "Sinkhorn 100"}
+        return [{"tau": 1.0, "field": names[key], "w2": value} for key, value in w2.items()]
+
+    assert list(flows.claims(rows(a=0.3, b=0.2, s=0.205)).values()) == [True]
+    assert list(flows.claims(rows(a=0.3, b=0.2, s=0.22)).values()) == [False]
+    assert list(
+        flows.claims([*rows(a=0.3, b=0.2), {"tau": 1.0, "field": "Sinkhorn 100"}]).values()
+    ) == [None]
+
+
+def test_cells_that_fail_speak_and_keep_the_others(tmp_path):
+    cells = {tmp_path / f"{k}.json": k for k in range(3)}
+    with pytest.raises(ZeroDivisionError):
+        run_missing(invert, cells, name="cells", workers=1, progress=False)
+    assert (tmp_path / "1.json").exists() or (tmp_path / "2.json").exists()
+    run_missing(invert, {p: k or 5 for p, k in cells.items()}, name="cells", progress=False)
+    assert json.loads((tmp_path / "0.json").read_text()) == 1 / 5
+    assert json.loads((tmp_path / "2.json").read_text()) == 1 / 2
+
+
+def invert(spec: int, path: Path) -> None:
+    write_json(path, 1 / spec)

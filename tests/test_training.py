@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
+import types
 
 import pytest
 import torch
@@ -235,3 +238,37 @@ class TestFiles:
         write_json(tmp_path / "atomic", 1)
         modes = {(tmp_path / name).stat().st_mode for name in ("plain", "atomic")}
         assert len(modes) == 1
+
+
+def test_tensorboard_gets_the_numbers_where_it_is_installed(tmp_path, monkeypatch):
+    """With a stand-in for its writer: what is written, where, and that resuming purges."""
+    calls: list[tuple] = []
+
+    class Writer:
+        def __init__(self, folder: str, purge_step: int) -> None:
+            calls.append(("open", folder, purge_step))
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            calls.append((name, value, step))
+
+        def close(self) -> None:
+            calls.append(("close",))
+
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: True if name == "tensorboard" else found(name, *rest),
+    )
+    one = trainer(tmp_path, evaluate=lambda model: {"w2": 7.0}, evaluate_every=2)
+    one.run(2)
+    trainer(tmp_path).run(3, resume=True)
+    losses = [(row["step"], row["loss"]) for row in one.history]
+    assert [(c[2], c[1]) for c in calls if c[0] == "loss"][:2] == losses
+    assert ("w2", 7.0, 2) in calls
+    opened = [c for c in calls if c[0] == "open"]
+    assert opened == [("open", str(tmp_path / "tensorboard"), step) for step in (1, 3)]
+    assert calls.count(("close",)) == 2

@@ -27,7 +27,7 @@ class SinkhornDrift(Drift):
         iterations: A fixed, odd number of half-steps; k sweeps are 2k + 1. By default None:
             solved to ``tol``.
         tol: L1 error of the marginal that is not exact. 1e-3 is a field good to a few per cent,
-            1e-4 to half a per cent (benchmarks/field_error.py).
+            1e-4 to about one (benchmarks/field_error.py).
         max_iterations: Cap on half-steps; reaching it warns (`ConvergenceWarning`).
         mask_self: False by default: the coupling OT_τ(q, q) needs its diagonal.
 

@@ -56,7 +56,7 @@ class CellKernel(GibbsKernel):
         """The transposed kernel, on the same cells."""
         turned = CellKernel(self.frame.transposed(), self.batch)
         if self._compresses:
-            turned.__dict__["_problems"] = [_Problem(p.y, p.x) for p in self._problems]
+            turned.__dict__["_problems"] = [_Clouds(p.y, p.x) for p in self._problems]
         return turned
 
     @cached_property
@@ -64,10 +64,10 @@ class CellKernel(GibbsKernel):
         return KeopsKernel(self.frame, self.batch)
 
     @cached_property
-    def _problems(self) -> list[_Problem]:
+    def _problems(self) -> list[_Clouds]:
         side = SIDE[self.frame.x.shape[-1]]
         clouds = zip(self.frame.x.detach(), self.frame.y, strict=True)
-        return [_Problem(cut(x, side), cut(y, side)) for x, y in clouds]
+        return [_Clouds(cut(x, side), cut(y, side)) for x, y in clouds]
 
     @property
     def _compresses(self) -> bool:
@@ -134,7 +134,7 @@ class _Pairs:
 
 
 @dataclass
-class _Problem:
+class _Clouds:
     """One pair of clouds in cells; its pairs of cells serve as long as the bias hardly moves."""
 
     x: Cells

@@ -1,4 +1,4 @@
-"""The papers' grids of 2D generators, one command a figure: ``keodrift reproduce fig2``.
+"""The papers' grids of trained 2D generators (Figs. 2, 6, 7, 8).
 
 A grid is targets × fields × temperatures × seeds. Every cell is a run folder of ``keodrift train``
 in a process of its own, several at once on the cores; what is done is not done again, and what was
@@ -18,10 +18,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from keodrift.errors import OptionError
 from keodrift.files import atomic_path, write_json
+
+EXPERIMENTS = ("public_run", "paper_text")
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ class Grid:
         fields: Label and drift config of every line.
         taus: Temperatures, one column of panels each.
         seeds: One run each; lines are their mean, bands their standard deviation.
-        overrides: What all cells share.
+        experiment: The setting of network, batch and optimiser that all cells share.
+        overrides: What all cells share beside it.
     """
 
     title: str
@@ -76,7 +80,8 @@ class Grid:
     )
     taus: tuple[float, ...] = (0.01, 0.05, 0.1)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    overrides: tuple[str, ...] = ("experiment=public_run",)
+    experiment: str = "public_run"
+    overrides: tuple[str, ...] = ()
 
     def cells(self) -> Iterator[Cell]:
         """All runs, seed by seed, so that an unfinished grid is one with fewer seeds."""
@@ -92,7 +97,8 @@ class Grid:
                             f"seed={seed}",
                         )
                         # An experiment sets the batch of any target, so it comes last.
-                        yield Cell(target, label, tau, seed, own + self.overrides)
+                        shared = (f"experiment={self.experiment}", *self.overrides)
+                        yield Cell(target, label, tau, seed, own + shared)
 
     def quick(self) -> Grid:
         """The same figure in minutes: one temperature, one seed, few and small steps."""
@@ -110,38 +116,15 @@ FIGURES = {
 
 def reproduce(
     name: str,
-    folder: str | Path,
+    grid: Grid,
+    folder: Path,
+    runs: Path,
     *,
-    quick: bool = False,
-    workers: int | None = None,
-    limit: int | None = None,
-    progress: bool = True,
+    workers: int | None,
+    limit: int | None,
+    progress: bool,
 ) -> dict[str, Any]:
-    """Runs what is missing of a figure's grid, then draws it and judges the paper's claims.
-
-    Args:
-        name: A key of `FIGURES`.
-        folder: Where runs, figure and table go; run again, it goes on there.
-        quick: Minutes instead of hours: shows that everything runs, not what comes out.
-        workers: Runs at once; one a core by default.
-        limit: Runs at most this many cells now.
-        progress: Show cells done and time left on standard error.
-
-    Returns:
-        The table: one row a (target, field, τ), and the number of cells that are missing.
-
-    Raises:
-        OptionError: The figure is unknown, or ``workers`` or ``limit`` is not positive.
-        RuntimeError: A run failed; its last words are in the message, the others are kept.
-    """
-    if name not in FIGURES:
-        raise OptionError("figure", repr(name), f"one of {sorted(FIGURES)}")
-    for option, value in (("workers", workers), ("limit", limit)):
-        if value is not None and value < 1:
-            raise OptionError(option, value, "a positive integer")
-    grid = FIGURES[name].quick() if quick else FIGURES[name]
-    folder = Path(folder)
-    runs = folder / ("quick" if quick else "runs")  # a short run must not pass for a full one
+    """Trains the generators that are missing, then draws curves and samples."""
     every = list(grid.cells())
     missing = [cell for cell in every if not (runs / cell.name / "result.json").exists()]
     chosen = missing[:limit]
@@ -165,8 +148,9 @@ def reproduce(
     report = summarise(grid, runs)
     write_json(folder / "table.json", report)
     with atomic_path(folder / "table.md") as draft:
-        draft.write_text(markdown(report))
+        draft.write_text(markdown(report) + "\n")
     draw(grid, runs, report, folder / f"{name}.png")
+    draw_samples(grid, runs, folder / f"{name}_samples.png")
     return report
 
 
@@ -214,7 +198,8 @@ def summarise(grid: Grid, runs: Path) -> dict[str, Any]:
                 row["modes"] = results[0]["modes"]
         rows.append(row)
     judged = claims(rows) if grid.cost == "squared" else {}  # of the Gaussian kernel alone
-    return {"title": grid.title, "missing": missing, "rows": rows, "claims": judged}
+    title = f"{grid.title}, {grid.experiment}"
+    return {"title": title, "missing": missing, "rows": rows, "claims": judged}
 
 
 def claims(rows: Sequence[dict[str, Any]]) -> dict[str, bool | None]:
@@ -252,7 +237,7 @@ def claims(rows: Sequence[dict[str, Any]]) -> dict[str, bool | None]:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The table and the claims as Markdown."""
+    """The table as Markdown."""
     lines = [
         f"{report['title']}; {report['missing']} runs are missing.",
         "",
@@ -269,11 +254,7 @@ def markdown(report: dict[str, Any]) -> str:
             f"{begin} {row['w2_mean']:.3f} ± {row['w2_std']:.3f} | {row['w2_floor']:.3f} | "
             f"{modes} | {row['runs']} |"
         )
-    if report["claims"]:
-        lines += ["", "| claim | seen |", "|---|---|"]
-    words = {True: "yes", False: "no", None: "not measured"}
-    lines += [f"| {claim} | {words[value]} |" for claim, value in report["claims"].items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def draw(grid: Grid, runs: Path, report: dict[str, Any], path: Path) -> None:
@@ -313,5 +294,27 @@ def draw(grid: Grid, runs: Path, report: dict[str, Any], path: Path) -> None:
             panel.set_xlabel("training step")
             panel.set_ylabel("$W_2^2$ [length$^2$]")
     panels[0, 0].legend(fontsize="x-small")
-    figure.suptitle(f"{grid.title}: lower is better, the dotted line is as good as real data")
+    figure.suptitle(f"{report['title']}: lower is better, the dotted line is as good as real data")
     save_figure(figure, path)
+
+
+def draw_samples(grid: Grid, runs: Path, path: Path) -> None:
+    """Final samples of the first seed over the data, one panel a field, target and temperature."""
+    import numpy as np
+
+    from keodrift.plots import plot_samples, save_figure
+
+    panels: dict[str, Tensor] = {}
+    targets = []
+    for cell in grid.cells():
+        source = runs / cell.name / "samples.npz"
+        if cell.seed == grid.seeds[0] and source.exists():
+            with np.load(source) as stored:
+                panels[f"{cell.target}, τ = {cell.tau:g}, {cell.label}"] = torch.from_numpy(
+                    stored["generated"]
+                )
+                targets.append(torch.from_numpy(stored["real"]))
+    if panels:
+        title = f"{grid.title}, {grid.experiment}: generated points should cover the data"
+        figure = plot_samples(panels, targets, title=title, columns=len(grid.fields), size=2.6)
+        save_figure(figure, path)

@@ -1,0 +1,234 @@
+"""Modes with the wrong masses: which field mends them? python examples/wrong_masses.py
+
+Particles, or a trained generator, begin with the right modes but the wrong mass in each: 90 % on
+one of two, or 65 % on one of eight. The data give every mode the same. What must happen is that
+mass crosses the gaps, and what is measured is how much of it is still wrong at the end: the total
+variation between masses, 0 when right.
+
+    python examples/wrong_masses.py parts=[particles] sizes=[1000,10000]
+    python examples/wrong_masses.py quick=true
+
+Every cell is kept in output/cells; run again, the script does what is missing. Figure, table and
+numbers land in output.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+
+import keodrift as kd
+from keodrift.files import atomic_path, write_json
+from keodrift.flow import simulate
+from keodrift.generators import MLP, draw_noise, sample
+from keodrift.metrics import mode_coverage, wasserstein_squared
+from keodrift.plots import new_figure, save_figure
+from keodrift.reproduce.cells import run_missing
+from keodrift.training import Batch, Trainer
+
+SETTINGS = {
+    "parts": ["particles", "generator"],
+    "problems": [[2, 2], [8, 2], [2, 32]],  # modes, dimension
+    "sizes": [1000],  # particles; the first is run for all fields, the others for the fast ones
+    "batches": [256, 2048],  # of the generator's training
+    "taus": [1.0, 0.3, 0.1, 0.03],
+    "fields": ["one-sided", "20 sweeps", "100 sweeps", "converged"],
+    "steps": 200,
+    "step": 0.1,
+    "train_steps": 600,
+    "workers": 2,
+    "quick": False,
+    "output": "outputs/wrong_masses",
+}
+STD = 0.1  # of every mode, a length
+
+
+@dataclass(frozen=True)
+class Cell:
+    part: str
+    modes: int
+    d: int
+    size: int
+    tau: float
+    field: str
+    steps: int
+    step: float
+
+    @property
+    def name(self) -> str:
+        field = self.field.replace(" ", "_")
+        shape = f"k{self.modes}-d{self.d}-n{self.size}-tau{self.tau:g}"
+        return f"{self.part}-{shape}-{field}-{self.steps}x{self.step:g}"
+
+
+def centres(modes: int, d: int) -> torch.Tensor:
+    """Two modes at ±2, or more on a circle of radius 2, in the first two of d dimensions."""
+    angle = 2 * torch.pi * torch.arange(modes) / modes
+    out = torch.zeros(modes, d)
+    out[:, 0], out[:, 1] = 2 * angle.cos(), 2 * angle.sin()
+    return out
+
+
+def wrong(modes: int) -> torch.Tensor:
+    """The masses at the start: most of it on the first mode."""
+    first = 0.9 if modes == 2 else 0.65
+    return torch.tensor([first] + [(1 - first) / (modes - 1)] * (modes - 1))
+
+
+def draw(masses: torch.Tensor, size: int, d: int, generator: torch.Generator) -> torch.Tensor:
+    """Exactly ``masses`` of the points at each mode, as far as ``size`` divides."""
+    counts = (masses * size).round().long()
+    counts[0] += size - counts.sum()
+    centre = centres(len(masses), d).repeat_interleave(counts, 0)
+    return centre + STD * torch.randn(size, d, generator=generator)
+
+
+def drift_of(cell: Cell):
+    if cell.field == "one-sided":
+        return kd.OneSidedDrift(cell.tau, cost="squared")
+    if cell.field == "converged":
+        return kd.SinkhornDrift(cell.tau, cost="squared", tol=1e-3)
+    sweeps = int(cell.field.split()[0])
+    return kd.SinkhornDrift(cell.tau, cost="squared", iterations=2 * sweeps + 1)
+
+
+def judge(points: torch.Tensor, modes: int, real: torch.Tensor) -> dict:
+    """Mass in the wrong place, mass at no mode, and W₂² to the data."""
+    d = points.shape[1]
+    radius = min(4 * STD * d**0.5, 0.75)
+    found = mode_coverage(points, centres(modes, d), radius)
+    nearest = torch.cdist(points, centres(modes, d)).argmin(1)
+    share = torch.bincount(nearest, minlength=modes) / len(points)
+    wrong_mass = float((share - 1 / modes).abs().sum() / 2)
+    return {"wrong": wrong_mass, "stray": found.stray, "w2": wasserstein_squared(points, real)}
+
+
+def run(cell: Cell, path: Path) -> None:
+    out = particles(cell) if cell.part == "particles" else generator(cell)
+    write_json(path, asdict(cell) | out)
+
+
+def particles(cell: Cell) -> dict:
+    random = torch.Generator().manual_seed(0)
+    x = draw(wrong(cell.modes), cell.size, cell.d, random)
+    y = draw(torch.full((cell.modes,), 1 / cell.modes), cell.size, cell.d, random)
+    flow = simulate(drift_of(cell), x, y, cell.step, cell.steps)
+    half_steps = sum(flow.iterations) / max(1, len(flow.iterations))
+    return judge(flow.final, cell.modes, y) | {"half_steps": half_steps}
+
+
+def generator(cell: Cell) -> dict:
+    """A network that has learned the wrong masses, trained on with fresh batches of the right."""
+    even = torch.full((cell.modes,), 1 / cell.modes)
+    network = MLP(noise_dim=cell.d, dim=cell.d, width=128, hidden=3, seed=0)
+    real = draw(even, 2000, cell.d, torch.Generator().manual_seed(1))
+
+    def train(masses: torch.Tensor, drift, steps: int, size: int, seed: int) -> Trainer:
+        def batch(random: torch.Generator) -> Batch:
+            pick = torch.multinomial(masses, size, replacement=True, generator=random)
+            noise = draw_noise(network, size, random)
+            data = centres(cell.modes, cell.d)[pick]
+            return Batch((noise,), data + STD * torch.randn(size, cell.d, generator=random))
+
+        optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+        random = torch.Generator().manual_seed(seed)
+        trainer = Trainer(network, batch, drift, optimizer, random, ema=0.98)
+        trainer.run(steps)
+        return trainer
+
+    # The same beginning for all fields: the wrong masses, learned by a converged field.
+    begin = kd.SinkhornDrift(0.1, cost="squared", tol=1e-3)
+    train(wrong(cell.modes), begin, cell.steps, 1024, 0)
+    before = judge(sample(network, 2000, torch.Generator().manual_seed(2)), cell.modes, real)
+    trainer = train(even, drift_of(cell), cell.steps, cell.size, 3)
+    after = sample(trainer.average, 2000, torch.Generator().manual_seed(2))
+    return judge(after, cell.modes, real) | {"before": before, "seconds": trainer.seconds}
+
+
+def cells_of(config) -> list[Cell]:
+    cells = []
+    for modes, d in config.problems:
+        for tau in config.taus:
+            for field in config.fields:
+                for size in config.sizes if "particles" in config.parts else ():
+                    if size == config.sizes[0] or field in ("one-sided", "converged"):
+                        cells.append(
+                            Cell("particles", modes, d, size, tau, field, config.steps, config.step)
+                        )
+                for size in config.batches if "generator" in config.parts else ():
+                    if d == 2:
+                        cells.append(
+                            Cell("generator", modes, d, size, tau, field, config.train_steps, 1.0)
+                        )
+    return cells
+
+
+def title_of(row: dict) -> str:
+    what = "particles" if row["part"] == "particles" else "a generator, batch"
+    return f"{row['modes']} modes, d = {row['d']}, {row['size']} {what}".replace(
+        f"{row['size']} a generator, batch", f"a generator, batch {row['size']}"
+    )
+
+
+def draw_figure(rows: list[dict], path: Path) -> None:
+    groups = list(dict.fromkeys(title_of(row) for row in rows))
+    columns = min(3, len(groups))
+    lines = -(-len(groups) // columns)
+    figure, axes = new_figure(4.2 * columns, 3.4 * lines, lines, columns)
+    for spare in axes.flat[len(groups) :]:
+        spare.set_axis_off()
+    for panel, group in zip(axes.flat, groups, strict=False):
+        mine = [row for row in rows if title_of(row) == group]
+        for k, field in enumerate(dict.fromkeys(row["field"] for row in rows)):
+            line = sorted((r["tau"], r["wrong"]) for r in mine if r["field"] == field)
+            if line:
+                panel.plot(*zip(*line, strict=True), "o-", color=f"C{k}", label=field)
+        start = (wrong(mine[0]["modes"]) - 1 / mine[0]["modes"]).abs().sum() / 2
+        panel.axhline(float(start), color="0.5", ls=":", label="at the start")
+        panel.set_xscale("log")
+        panel.set_ylim(bottom=0)
+        panel.set_xlabel("temperature τ of exp(−‖x−y‖²/τ) [length²]")
+        panel.set_ylabel("mass in the wrong place")
+        panel.set_title(group, fontsize="medium")
+    axes.flat[0].legend(fontsize="x-small")
+    figure.suptitle("Mass that must cross a gap: 0 is right, the dotted line is where all began")
+    save_figure(figure, path)
+
+
+def table(rows: list[dict]) -> str:
+    lines = [
+        "| problem | τ | field | mass in the wrong place | at no mode | W₂² | half-steps a step |",
+        "|---|---:|---|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        steps = f"{row['half_steps']:.1f}" if row.get("half_steps") else ""
+        lines.append(
+            f"| {title_of(row)} | {row['tau']:g} | {row['field']} | {row['wrong']:.3f} | "
+            f"{row['stray']:.3f} | {row['w2']:.4f} | {steps} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str]) -> list[dict]:
+    config = OmegaConf.merge(OmegaConf.create(SETTINGS), OmegaConf.from_dotlist(arguments))
+    if config.quick:
+        small = {"sizes": [60], "batches": [64], "taus": [0.1], "steps": 40, "step": 0.5}
+        config = OmegaConf.merge(config, small, {"problems": [[2, 2]], "train_steps": 5})
+    folder = Path(config.output)
+    cells = {folder / "cells" / f"{cell.name}.json": cell for cell in cells_of(config)}
+    run_missing(run, cells, name="wrong masses", workers=config.workers)
+    rows = [json.loads(path.read_text()) for path in cells]
+    draw_figure(rows, folder / "wrong_masses.png")
+    with atomic_path(folder / "wrong_masses.md") as draft:
+        draft.write_text(table(rows))
+    print(table(rows))
+    return rows
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
