@@ -230,7 +230,7 @@ def cells_of(config) -> list[dict]:
         fields = ("one-sided", *FIELDS) if part == "noise" else FIELDS
         for field in fields:
             for batch in s.batches:
-                if field == "20 sweeps" and batch > SWEEPS_UP_TO * (4 if part == "noise" else 1):
+                if field == "20 sweeps" and batch > SWEEPS_UP_TO:
                     continue
                 spec = {"part": part, "field": field, "batch": batch}
                 if part == "noise":

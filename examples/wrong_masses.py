@@ -35,11 +35,13 @@ SETTINGS = {
     "parts": ["particles", "generator"],
     "problems": [[2, 2], [8, 2], [2, 32]],  # modes, dimension
     "sizes": [1000],  # particles; the first is run for all fields, the others for the fast ones
-    "batches": [256, 2048],  # of the generator's training
     "taus": [1.0, 0.3, 0.1, 0.03],
     "fields": ["one-sided", "20 sweeps", "100 sweeps", "converged"],
     "steps": 200,
     "step": 0.1,
+    "batches": [256, 1024],  # of the generator's training
+    "train_taus": [0.3, 0.1],
+    "train_fields": ["one-sided", "20 sweeps", "converged"],
     "train_steps": 600,
     "workers": 2,
     "quick": False,
@@ -109,7 +111,7 @@ def judge(points: torch.Tensor, modes: int, real: torch.Tensor) -> dict:
 
 
 def run(cell: Cell, path: Path) -> None:
-    out = particles(cell) if cell.part == "particles" else generator(cell)
+    out = particles(cell) if cell.part == "particles" else generator(cell, path.parent)
     write_json(path, asdict(cell) | out)
 
 
@@ -122,57 +124,82 @@ def particles(cell: Cell) -> dict:
     return judge(flow.final, cell.modes, y) | {"half_steps": half_steps}
 
 
-def generator(cell: Cell) -> dict:
-    """A network that has learned the wrong masses, trained on with fresh batches of the right."""
+def train(
+    network: MLP, masses: torch.Tensor, drift, steps: int, size: int, seed: int
+) -> torch.nn.Module:
+    """Trains with fresh batches; returns the averaged network."""
+
+    def batch(random: torch.Generator) -> Batch:
+        pick = torch.multinomial(masses, size, replacement=True, generator=random)
+        noise = draw_noise(network, size, random)
+        data = centres(len(masses), network.dim)[pick]
+        return Batch((noise,), data + STD * torch.randn(size, network.dim, generator=random))
+
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    trainer = Trainer(
+        network, batch, drift, optimizer, torch.Generator().manual_seed(seed), ema=0.98
+    )
+    trainer.run(steps)
+    return trainer.average
+
+
+def beginning(spec: tuple[int, int], path: Path) -> None:
+    """A network that has learned the wrong masses, the same for all fields."""
+    modes, steps = spec
+    network = MLP(width=128, hidden=3)
+    drift = kd.SinkhornDrift(0.1, cost="squared", tol=1e-3)
+    average = train(network, wrong(modes), drift, steps, 1024, 0)
+    with atomic_path(path) as draft:
+        torch.save(average.state_dict(), draft)
+
+
+def generator(cell: Cell, folder: Path) -> dict:
+    """Trains that network on, with fresh batches of the right masses."""
     even = torch.full((cell.modes,), 1 / cell.modes)
-    network = MLP(noise_dim=cell.d, dim=cell.d, width=128, hidden=3, seed=0)
-    real = draw(even, 2000, cell.d, torch.Generator().manual_seed(1))
+    real = draw(even, 2000, 2, torch.Generator().manual_seed(1))
+    network = MLP(width=128, hidden=3)
+    network.load_state_dict(torch.load(folder / start_of(cell.modes, cell.steps)))
 
-    def train(masses: torch.Tensor, drift, steps: int, size: int, seed: int) -> Trainer:
-        def batch(random: torch.Generator) -> Batch:
-            pick = torch.multinomial(masses, size, replacement=True, generator=random)
-            noise = draw_noise(network, size, random)
-            data = centres(cell.modes, cell.d)[pick]
-            return Batch((noise,), data + STD * torch.randn(size, cell.d, generator=random))
+    def look(model: torch.nn.Module) -> dict:
+        points = sample(model, 2000, torch.Generator().manual_seed(2))
+        return judge(points, cell.modes, real)
 
-        optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-        random = torch.Generator().manual_seed(seed)
-        trainer = Trainer(network, batch, drift, optimizer, random, ema=0.98)
-        trainer.run(steps)
-        return trainer
+    before = look(network)
+    average = train(network, even, drift_of(cell), cell.steps, cell.size, 3)
+    return look(average) | {"before": before}
 
-    # The same beginning for all fields: the wrong masses, learned by a converged field.
-    begin = kd.SinkhornDrift(0.1, cost="squared", tol=1e-3)
-    train(wrong(cell.modes), begin, cell.steps, 1024, 0)
-    before = judge(sample(network, 2000, torch.Generator().manual_seed(2)), cell.modes, real)
-    trainer = train(even, drift_of(cell), cell.steps, cell.size, 3)
-    after = sample(trainer.average, 2000, torch.Generator().manual_seed(2))
-    return judge(after, cell.modes, real) | {"before": before, "seconds": trainer.seconds}
+
+def start_of(modes: int, steps: int) -> str:
+    return f"start-k{modes}-{steps}.pt"
 
 
 def cells_of(config) -> list[Cell]:
     cells = []
-    for modes, d in config.problems:
-        for tau in config.taus:
-            for field in config.fields:
-                for size in config.sizes if "particles" in config.parts else ():
-                    if size == config.sizes[0] or field in ("one-sided", "converged"):
-                        cells.append(
-                            Cell("particles", modes, d, size, tau, field, config.steps, config.step)
-                        )
-                for size in config.batches if "generator" in config.parts else ():
-                    if d == 2:
-                        cells.append(
-                            Cell("generator", modes, d, size, tau, field, config.train_steps, 1.0)
-                        )
+    if "particles" in config.parts:
+        for modes, d in config.problems:
+            for size in config.sizes:
+                # Larger clouds for the fields that are fast enough.
+                fields = config.fields if size == config.sizes[0] else ("one-sided", "converged")
+                cells += [
+                    Cell("particles", modes, d, size, tau, field, config.steps, config.step)
+                    for tau in config.taus
+                    for field in fields
+                ]
+    if "generator" in config.parts:
+        cells += [
+            Cell("generator", modes, 2, size, tau, field, config.train_steps, 1.0)
+            for modes in dict.fromkeys(modes for modes, d in config.problems if d == 2)
+            for size in config.batches
+            for tau in config.train_taus
+            for field in config.train_fields
+        ]
     return cells
 
 
 def title_of(row: dict) -> str:
-    what = "particles" if row["part"] == "particles" else "a generator, batch"
-    return f"{row['modes']} modes, d = {row['d']}, {row['size']} {what}".replace(
-        f"{row['size']} a generator, batch", f"a generator, batch {row['size']}"
-    )
+    if row["part"] == "generator":
+        return f"{row['modes']} modes, a generator, batch {row['size']}"
+    return f"{row['modes']} modes, d = {row['d']}, {row['size']} particles"
 
 
 def draw_figure(rows: list[dict], path: Path) -> None:
@@ -217,10 +244,18 @@ def table(rows: list[dict]) -> str:
 def main(arguments: list[str]) -> list[dict]:
     config = OmegaConf.merge(OmegaConf.create(SETTINGS), OmegaConf.from_dotlist(arguments))
     if config.quick:
-        small = {"sizes": [60], "batches": [64], "taus": [0.1], "steps": 40, "step": 0.5}
-        config = OmegaConf.merge(config, small, {"problems": [[2, 2]], "train_steps": 5})
+        small = {"sizes": [60], "batches": [64], "taus": [0.1], "train_taus": [0.1]}
+        few = {"problems": [[2, 2]], "steps": 40, "step": 0.5, "train_steps": 5}
+        config = OmegaConf.merge(config, small, few)
     folder = Path(config.output)
     cells = {folder / "cells" / f"{cell.name}.json": cell for cell in cells_of(config)}
+    starts = {
+        folder / "cells" / start_of(cell.modes, cell.steps): (cell.modes, cell.steps)
+        for cell in cells.values()
+        if cell.part == "generator"
+    }
+    if starts:
+        run_missing(beginning, starts, name="beginnings", workers=config.workers)
     run_missing(run, cells, name="wrong masses", workers=config.workers)
     rows = [json.loads(path.read_text()) for path in cells]
     draw_figure(rows, folder / "wrong_masses.png")

@@ -1,9 +1,9 @@
-"""Starts, cold and warm: solve for clusters first, hot ones first, and extend to the points.
+"""Starts, cold and warm: solve for clusters first and extend to the points.
 
 What makes Sinkhorn slow are a few numbers, the balance of mass between modes. A clustered problem
 has the same balance and costs k² a pass; its potential is a function, which one pass brings to
-the next finer level. At the coarsest level the temperature comes down from the mean cost by
-factors of 4, one sweep each.
+the next finer level. The coarsest level is solved by Newton's method, from where one sweep at each
+temperature ends that comes down from the mean cost by factors of 4.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def test_wrong_masses_writes_figure_and_table(tmp_path):
     assert (tmp_path / "wrong_masses.png").stat().st_size > 10_000
     table = (tmp_path / "wrong_masses.md").read_text()
     assert table.count("| converged |") == 2 and table in done.stdout
-    assert len(list(tmp_path.glob("cells/*.json"))) == 8
+    assert len(list(tmp_path.glob("cells/*.json"))) == 4 + 3
 
 
 def test_large_batch_writes_figure_and_tables(tmp_path):
