@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--backends", nargs="+", default=["auto", GEOMLOSS])
     parser.add_argument("--limit", type=float, default=400.0, help="seconds a cell may take")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--name", default="scaling", help="of the result")
     parser.add_argument("--output", type=Path, default=Path("outputs/scaling"))
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -77,12 +78,17 @@ def main() -> None:
     lines = [(p, t, b) for p in options.problems for t in options.tau for b in options.backends]
     report = {"machine": machine(options.device), "tol": options.tol, "rows": results}
     for problem, tau, backend in lines:
+        found: dict = {}
         for size in options.sizes:
             spec = {"problem": problem, "tau": tau, "backend": backend, "size": size} | shared
+            if found.get("error", "").startswith("over"):
+                found = {"error": "over the limit before, not run"}
+                results.append(spec | found)
+                continue
             found = in_own_process(__file__, ["--cell", json.dumps(spec)], options.limit)
             results.append(spec | found)
             print(results[-1], flush=True)
-            write_json(options.output / "scaling.json", report)
+            write_json(options.output / f"{options.name}.json", report)
     print("\n" + table(report))
     figure, axes = new_figure(6, 4)
     panel = axes[0][0]
@@ -100,7 +106,7 @@ def main() -> None:
     panel.set_xlabel("points N = M")
     panel.set_ylabel("time of one converged field [s]")
     panel.legend(fontsize="x-small")
-    save_figure(figure, options.output / "scaling.png")
+    save_figure(figure, options.output / f"{options.name}.png")
 
 
 def line_of(row: dict) -> tuple[str, float, str]:

@@ -86,8 +86,8 @@ def test_wrong_masses_writes_figure_and_table(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "wrong_masses.png").stat().st_size > 10_000
     table = (tmp_path / "wrong_masses.md").read_text()
-    assert table.count("| converged |") == 2 and table in done.stdout
-    assert len(list(tmp_path.glob("cells/*.json"))) == 4 + 3
+    assert table.count("| converged |") == 3 and table in done.stdout
+    assert len(list(tmp_path.glob("cells/*.json"))) == 4 + 2 + 3
 
 
 def test_large_batch_writes_figure_and_tables(tmp_path):
