@@ -134,6 +134,14 @@ def _prepare_folder(config: Any) -> Path:
         return folder
     if not saved.exists():
         raise OptionError("resume", f"{folder}, which holds no run", "output=<an earlier run>")
+    _refuse_change(config, saved)
+    return folder
+
+
+def _refuse_change(config: Any, saved: Path) -> None:
+    """Says which keys differ from those of the run in a folder."""
+    from omegaconf import OmegaConf
+
     before, now = (
         {str(key): value for key, value in dict(one).items() if key not in _FREE_ON_RESUME}
         for one in (OmegaConf.load(saved), config)
@@ -143,7 +151,6 @@ def _prepare_folder(config: Any) -> Path:
         raise OptionError(
             "resume", f"a config that changed in {', '.join(changed)}", "the config of the run"
         )
-    return folder
 
 
 def _device(name: str) -> torch.device:
@@ -250,10 +257,12 @@ def multirun(overrides: Sequence[str]) -> dict[str, dict[str, float]]:
     results = {}
     for count, (name, config) in enumerate(configs.items(), 1):
         done = Path(config.output) / "result.json"
-        if not done.exists():
+        if done.exists():
+            _refuse_change(config, done.with_name("config.yaml"))
+            results[name] = json.loads(done.read_text())
+        if name not in results or results[name]["steps"] < config.steps:
             print(f"{count} of {len(configs)}: {name}", file=sys.stderr)
-            train(config)
-        results[name] = json.loads(done.read_text())
+            results[name] = train(config)
     return results
 
 

@@ -351,8 +351,11 @@ def animate_flows(
         cloud = axes.scatter(*points[0].T, s=5, color=MODEL, alpha=0.8, lw=0, label="particles")
         moving.append((axes, name, points, cloud))
         _plane(axes, limit)
-        axes.legend(loc="upper right", fontsize=7, markerscale=2)
+        axes.label_outer()
+    grid[0].legend(loc="upper right", fontsize=7, markerscale=2)
     figure.suptitle(title, fontsize=9)
+    figure.canvas.draw()  # lays the panels out, once for all frames
+    figure.set_layout_engine("none")
     writer = PillowWriter(fps=frames_per_second)
     with atomic_path(path) as draft, writer.saving(figure, str(draft), dpi):
         for frame, time in enumerate(times):

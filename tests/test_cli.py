@@ -136,6 +136,9 @@ def test_multirun_trains_every_combination_once(tmp_path, capsys):
     assert main([*command, "seed=0,1,2", "drift=one_sided,sinkhorn"]) == 0
     assert (tmp_path / "sweep" / runs[1] / "result.json").stat().st_mtime_ns == kept
     assert capsys.readouterr().err.count(" of 6:") == 3
+    # What is there must not pass for a run of another config.
+    assert main([*command, "seed=0,1", "drift=one_sided,sinkhorn", "ema=0.5"]) == 2
+    assert "changed in ema" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

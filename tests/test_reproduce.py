@@ -208,7 +208,8 @@ def test_a_figure_of_flows_goes_on_where_it_stopped(tmp_path, monkeypatch):
         assert np.allclose(stored["trajectory"][-1], moved.final.numpy(), atol=1e-5)
     assert (tmp_path / "tiny.png").stat().st_size > 10_000
     assert (tmp_path / "tiny.gif").stat().st_size > 10_000
-    assert "effective neighbours" in (tmp_path / "table.md").read_text()
+    table = (tmp_path / "table.md").read_text()
+    assert "effective neighbours" in table and "| claim | seen |" in table
 
 
 def test_claims_about_flows_compare_with_the_best_other():

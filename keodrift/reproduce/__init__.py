@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from keodrift.errors import OptionError
+from keodrift.files import atomic_path, write_json
 from keodrift.reproduce import flows, generators
 
 FIGURES: dict[str, Any] = {**flows.FIGURES, **generators.FIGURES}
@@ -62,9 +63,13 @@ def reproduce(
     cells = Path(folder) / ("quick" if quick else grid.experiment if trained else "runs")
     grid = grid.quick() if quick else grid
     kind = generators if trained else flows
-    return kind.reproduce(
+    report = kind.reproduce(
         name, grid, Path(folder), cells, workers=workers, limit=limit, progress=progress
     )
+    write_json(Path(folder) / "table.json", report)
+    with atomic_path(Path(folder) / "table.md") as draft:
+        draft.write_text(markdown(report))
+    return report
 
 
 def markdown(report: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from keodrift.data import sample_target
 from keodrift.drifts import Drift, OneSidedDrift, SinkhornDrift, TwoSidedDrift
-from keodrift.files import atomic_path, write_json
+from keodrift.files import atomic_path
 from keodrift.flow import simulate
 from keodrift.metrics import wasserstein_squared
 from keodrift.plots import animate_flows, plot_flows, save_figure
@@ -22,7 +22,7 @@ from keodrift.reproduce.cells import run_missing
 from keodrift.temperature import effective_neighbours
 
 CLOSE = 0.01  # W₂² that two flows may differ by and still be as good as each other
-FRAMES = 50  # of the animation
+FRAMES = 34  # of the animation, at most
 
 
 def _fields() -> dict[str, Drift]:
@@ -124,9 +124,6 @@ def reproduce(
     files = {cells / f"{cell.name}.npz": cell for cell in grid.cells()}
     run_missing(run, files, name=name, workers=workers, limit=limit, progress=progress)
     report = summarise(grid, cells)
-    write_json(folder / "table.json", report)
-    with atomic_path(folder / "table.md") as draft:
-        draft.write_text(markdown(report) + "\n")
     draw(grid, cells, report, folder / name)
     return report
 
@@ -203,7 +200,7 @@ def markdown(report: dict[str, Any]) -> str:
         if "w2" not in row:
             lines.append(f"{begin} | | |")
             continue
-        half_steps = f"{row['half_steps']:.1f}" if row["half_steps"] else ""
+        half_steps = f"{row['half_steps']:.1f}" if row["half_steps"] > 1 else ""
         lines.append(f"{begin} {row['w2']:.4f} | {row['neighbours']:.1f} | {half_steps} |")
     return "\n".join(lines)
 
@@ -232,7 +229,7 @@ def draw(grid: FlowGrid, cells: Path, report: dict[str, Any], path: Path) -> Non
         f"$W_2^2$ = {report['floor']:.3f} [length$^2$]"
     )
     save_figure(plot_flows(still, data, title=title, columns=columns), path.with_suffix(".png"))
-    every = max(1, len(times) // FRAMES)
+    every = -(-len(times) // FRAMES)
     animate_flows(
         path.with_suffix(".gif"),
         {name: trajectory[::every] for name, trajectory in moving.items()},

@@ -22,8 +22,6 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from keodrift.files import atomic_path, write_json
-
 EXPERIMENTS = ("public_run", "paper_text")
 
 
@@ -146,9 +144,6 @@ def reproduce(
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     report = summarise(grid, runs)
-    write_json(folder / "table.json", report)
-    with atomic_path(folder / "table.md") as draft:
-        draft.write_text(markdown(report) + "\n")
     draw(grid, runs, report, folder / f"{name}.png")
     draw_samples(grid, runs, folder / f"{name}_samples.png")
     return report
