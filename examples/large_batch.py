@@ -272,13 +272,13 @@ def figure_truth(rows: list[dict], axes) -> list[str]:
     rate = [math.log(n) / math.sqrt(n) for n in ns]
     axes.plot(ns, rate, "k:", label="log(n)/√n, the proposition's rate")
     axes.set_xlabel("samples n a cloud")
-    axes.set_ylabel("mean squared error / mean |V|²")
+    axes.set_ylabel("mean squared error / mean ‖V‖²")
     axes.set_title("The field of n samples against the truth, τ = 1", fontsize="medium")
     return lines
 
 
 def figure_noise(rows: list[dict], axes) -> list[str]:
-    lines = ["| field | batch | variance / mean |V|² | seconds a field |", "|---|---:|---:|---:|"]
+    lines = ["| field | batch | variance / mean ‖V‖² | seconds a field |", "|---|---:|---:|---:|"]
     for field in dict.fromkeys(r["field"] for r in rows):
         mine = sorted((r for r in rows if r["field"] == field), key=lambda r: r["batch"])
         share = [r["variance"] / r["mean_square"] for r in mine]
@@ -288,7 +288,7 @@ def figure_noise(rows: list[dict], axes) -> list[str]:
             for r, s in zip(mine, share, strict=True)
         ]
     axes.set_xlabel("batch")
-    axes.set_ylabel("variance over batches / mean |V|²")
+    axes.set_ylabel("variance over batches / mean ‖V‖²")
     axes.set_title("Noise of the field at fixed points", fontsize="medium")
     return lines
 
@@ -379,7 +379,7 @@ def main(arguments: list[str]) -> None:
             sections += [f"## {title}", "", *draw[part](mine, panels), ""]
     for panel in axes.flat:
         if panel.lines:
-            panel.set_xscale("symlog" if panel is axes[2, 0] else "log")
+            panel.set_xscale("linear" if panel is axes[2, 0] else "log")
             panel.set_yscale("linear" if panel is axes[2, 0] else "log")
             panel.grid(alpha=0.3, lw=0.4)
             panel.legend(fontsize="x-small")

@@ -210,41 +210,44 @@ def title_of(row: dict) -> str:
     return f"{row['modes']} modes, d = {row['d']}, {row['size']} particles"
 
 
-def draw_figure(rows: list[dict], path: Path) -> None:
+WORDS = {"wrong": "mass in the wrong place", "stray": "mass at no mode"}
+
+
+def draw_figure(rows: list[dict], shown: tuple[str, ...], path: Path) -> None:
+    """One column a problem, one row a quantity, over τ."""
+
     def panel_of(row: dict) -> str:
         if row["part"] == "generator":
             return title_of(row)
         return f"{row['modes']} modes, d = {row['d']}, particles"
 
     groups = list(dict.fromkeys(panel_of(row) for row in rows))
-    columns = min(3, len(groups))
-    lines = -(-len(groups) // columns)
-    figure, axes = new_figure(4.2 * columns, 3.4 * lines, lines, columns)
-    for spare in axes.flat[len(groups) :]:
-        spare.set_axis_off()
+    figure, axes = new_figure(4 * len(groups), 3.4 * len(shown), len(shown), len(groups))
     fields = list(dict.fromkeys(row["field"] for row in rows))
-    for panel, group in zip(axes.flat, groups, strict=False):
-        mine = [row for row in rows if panel_of(row) == group]
+    for i, j in itertools.product(range(len(shown)), range(len(groups))):
+        panel, key = axes[i, j], shown[i]
+        mine = [row for row in rows if panel_of(row) == groups[j]]
         sizes = sorted({row["size"] for row in mine})
         for field, size in itertools.product(fields, sizes):
             line = sorted(
-                (r["tau"], r["wrong"]) for r in mine if (r["field"], r["size"]) == (field, size)
+                (r["tau"], r[key]) for r in mine if (r["field"], r["size"]) == (field, size)
             )
             if line:
                 style = "o-" if size == sizes[0] else "*"
-                label = f"{field}, {size}" if mine[0]["part"] == "particles" else field
+                label = f"{field}, N = {size}" if len(sizes) > 1 else field
                 color = f"C{fields.index(field)}"
                 panel.plot(
-                    *zip(*line, strict=True), style, ms=9, color=color, alpha=0.7, label=label
+                    *zip(*line, strict=True), style, ms=8, color=color, alpha=0.7, label=label
                 )
-        start = (wrong(mine[0]["modes"]) - 1 / mine[0]["modes"]).abs().sum() / 2
-        panel.axhline(float(start), color="0.5", ls=":", label="at the start")
+        if key == "wrong":
+            start = (wrong(mine[0]["modes"]) - 1 / mine[0]["modes"]).abs().sum() / 2
+            panel.axhline(float(start), color="0.5", ls=":", label="at the start")
         panel.set_xscale("log")
         panel.set_ylim(bottom=-0.02)
         panel.set_xlabel("temperature τ of exp(−‖x−y‖²/τ) [length²]")
-        panel.set_ylabel("mass in the wrong place")
-        panel.set_title(group, fontsize="medium")
-        panel.legend(fontsize="x-small")
+        panel.set_ylabel(WORDS[key])
+        panel.set_title(groups[j], fontsize="medium")
+    axes[0, 0].legend(fontsize="x-small")
     figure.suptitle("Mass that must cross a gap: 0 is right, the dotted line is where all began")
     save_figure(figure, path)
 
@@ -280,7 +283,10 @@ def main(arguments: list[str]) -> list[dict]:
         run_missing(beginning, starts, name="beginnings", workers=config.workers)
     run_missing(run, cells, name="wrong masses", workers=config.workers)
     rows = [json.loads(path.read_text()) for path in cells]
-    draw_figure(rows, folder / "wrong_masses.png")
+    for part, shown in (("particles", ("wrong",)), ("generator", ("wrong", "stray"))):
+        mine = [row for row in rows if row["part"] == part]
+        if mine:
+            draw_figure(mine, shown, folder / f"wrong_masses_{part}.png")
     with atomic_path(folder / "wrong_masses.md") as draft:
         draft.write_text(table(rows))
     print(table(rows))

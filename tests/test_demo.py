@@ -84,7 +84,8 @@ def test_only_the_converged_field_moves_mass_across_a_gap(example):
 def test_wrong_masses_writes_figure_and_table(tmp_path):
     done = run("wrong_masses.py", "quick=true", "workers=1", f"output={tmp_path}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "wrong_masses.png").stat().st_size > 10_000
+    for part in ("particles", "generator"):
+        assert (tmp_path / f"wrong_masses_{part}.png").stat().st_size > 10_000
     table = (tmp_path / "wrong_masses.md").read_text()
     assert table.count("| converged |") == 3 and table in done.stdout
     assert len(list(tmp_path.glob("cells/*.json"))) == 4 + 2 + 3
