@@ -13,14 +13,14 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+
+from keodrift.reproduce.cells import run_missing
 
 EXPERIMENTS = ("public_run", "paper_text")
 
@@ -123,35 +123,17 @@ def reproduce(
     progress: bool,
 ) -> dict[str, Any]:
     """Trains the generators that are missing, then draws curves and samples."""
-    every = list(grid.cells())
-    missing = [cell for cell in every if not (runs / cell.name / "result.json").exists()]
-    chosen = missing[:limit]
-    workers = workers or os.cpu_count() or 1
-    bar = tqdm(
-        total=len(every),
-        initial=len(every) - len(missing),
-        desc=name,
-        unit="run",
-        disable=not progress,
-    )
-    with bar, ThreadPoolExecutor(workers) as pool:
-        jobs = {pool.submit(_train, cell, runs / cell.name, workers): cell for cell in chosen}
-        try:
-            for job in as_completed(jobs):
-                job.result()
-                bar.update()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    files = {runs / cell.name / "result.json": cell for cell in grid.cells()}
+    run_missing(_train, files, name=name, workers=workers, limit=limit, progress=progress)
     report = summarise(grid, runs)
     draw(grid, runs, report, folder / f"{name}.png")
     draw_samples(grid, runs, folder / f"{name}_samples.png")
     return report
 
 
-def _train(cell: Cell, folder: Path, workers: int) -> None:
+def _train(cell: Cell, result: Path) -> None:
+    folder = result.parent
     resume = "true" if (folder / "checkpoint.pt").exists() else "false"
-    threads = max(1, (os.cpu_count() or 1) // workers)
     command = [sys.executable, "-m", "keodrift", "train", *cell.overrides]
     command += [f"output={folder}", f"resume={resume}", "progress=false"]
     done = subprocess.run(
@@ -159,7 +141,7 @@ def _train(cell: Cell, folder: Path, workers: int) -> None:
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
