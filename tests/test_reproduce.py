@@ -34,7 +34,7 @@ def tiny(monkeypatch):
     grid = Grid(
         "Tiny",
         ("two_moons", "eight_gaussians"),
-        fields={"one-sided": "one_sided", "Sinkhorn": "sinkhorn"},
+        fields={"one-sided": ("drift=one_sided",), "Sinkhorn": ("drift=sinkhorn",)},
         taus=(0.1,),
         seeds=(0, 1),
         overrides=TINY,
