@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from keodrift import metrics, plots
 from keodrift.data import sample_target, target_modes
 from keodrift.data.targets import TARGETS
-from keodrift.errors import ArgumentError, MissingDependencyError, OptionError
+from keodrift.errors import ArgumentError, MissingDependencyError, OptionError, RunError
 from keodrift.files import atomic_path, write_json
 from keodrift.generators import sample
 from keodrift.reproduce import FIGURES, reproduce
@@ -30,13 +30,12 @@ from keodrift.reproduce import markdown as reproduce_table
 from keodrift.training import Trainer, target_batches
 
 USAGE = """usage: keodrift train [-m] [group=choice …] [key=value …]
-       keodrift reproduce FIGURE [quick=true] [experiment=NAME] [workers=N] [limit=N]
-                          [output=FOLDER]
+       keodrift reproduce FIGURE [--quick] [key=value …]
 
-reproduce runs what is missing of a figure of the paper (fig1, fig2, fig5 … fig8) and draws it;
-experiment is public_run or, smaller and faster, paper_text.
 train trains a one-step generator on a 2D target; with -m it does so for every combination of
-comma-separated values, each in a folder of its own inside output. Groups and keys:
+comma-separated values, each in a folder of its own inside output. reproduce runs what is missing of
+a figure of the papers and draws it. Groups and keys:
+
 """
 
 # What may differ between the command that began a run and the one that resumes it.
@@ -287,34 +286,34 @@ def _sweeps(overrides: Sequence[str]) -> tuple[list[list[str]], list[str]]:
     return swept, fixed
 
 
-def _reproduce(arguments: Sequence[str]) -> int:
-    name = next((word for word in arguments if "=" not in word and word != "--quick"), None)
-    if name is None:
-        raise OptionError("figure", "none", f"one of {sorted(FIGURES)}")
-    given = dict(word.split("=", 1) for word in arguments if "=" in word)
-    quick = "--quick" in arguments or given.pop("quick", "false") == "true"
-    output = given.pop("output", f"outputs/{name}{'-quick' if quick else ''}")
-    experiment = given.pop("experiment", None)
-    numbers: dict[str, int] = {}
-    for key in ("workers", "limit"):
-        if key in given:
-            value = given.pop(key)
-            if not value.isdigit():
-                raise OptionError(key, repr(value), "a positive integer")
-            numbers[key] = int(value)
-    if given:
-        raise OptionError(next(iter(given)), "given", "quick, experiment, workers, limit or output")
+def _reproduce(arguments: Sequence[str]) -> None:
+    names = [word for word in arguments if "=" not in word and word != "--quick"]
+    if len(names) != 1:
+        raise OptionError("figure", repr(" ".join(names)), f"one of {', '.join(FIGURES)}")
+    words = [f"figure={names[0]}", *(word for word in arguments if "=" in word)]
+    config = compose("reproduce", [*words, "quick=true"] if "--quick" in arguments else words)
     report = reproduce(
-        name,
-        output,
-        quick=quick,
-        experiment=experiment,
-        workers=numbers.get("workers"),
-        limit=numbers.get("limit"),
+        config.figure,
+        config.output,
+        quick=config.quick,
+        experiment=config.experiment,
+        workers=config.workers,
+        limit=config.limit,
+        progress=config.progress,
     )
     print(reproduce_table(report))
-    print(f"The figure and the table are in {output}.")
-    return 0
+    print(f"The figure and the table are in {config.output}.")
+
+
+def _train(arguments: Sequence[str]) -> None:
+    if arguments[:1] in (["-m"], ["--multirun"]):
+        for name, found in multirun(arguments[1:]).items():
+            print(f"{name}: W2^2 {found['w2']:.3g} (real samples {found['w2_floor']:.3g})")
+        return
+    config = compose("train", arguments)
+    result = train(config)
+    floor = f"real samples score {result['w2_floor']:.3g}"
+    print(f"W2^2 {result['w2']:.3g} after {result['steps']} steps ({floor}); see {config.output}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -324,26 +323,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command line without the program's name; the process's own if None.
 
     Returns:
-        0 on success, 2 if the command line or the config is wrong.
+        0 on success, 1 if a run failed, 2 if the command line or the config is wrong, 130 if it
+        was interrupted.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help") or arguments[1:] in (["-h"], ["--help"]):
-        print(USAGE + (config_dir() / "train.yaml").read_text())
+    commands = {"train": _train, "reproduce": _reproduce}
+    if not arguments or {"-h", "--help"} & set(arguments):
+        asked = [name for name in commands if name in arguments[:1]] or commands
+        print(USAGE + "\n".join((config_dir() / f"{name}.yaml").read_text() for name in asked))
         return 0
     try:
-        if arguments[0] == "reproduce":
-            return _reproduce(arguments[1:])
-        if arguments[0] != "train":
-            raise OptionError("command", repr(arguments[0]), "'train' or 'reproduce'")
-        if arguments[1:2] in (["-m"], ["--multirun"]):
-            for name, found in multirun(arguments[2:]).items():
-                print(f"{name}: W2^2 {found['w2']:.3g} (real samples {found['w2_floor']:.3g})")
-            return 0
-        config = compose("train", arguments[1:])
-        result = train(config)
+        if arguments[0] not in commands:
+            raise OptionError("command", repr(arguments[0]), " or ".join(map(repr, commands)))
+        commands[arguments[0]](arguments[1:])
+        return 0
     except (ArgumentError, MissingDependencyError) as error:
         print(f"keodrift: {error}", file=sys.stderr)
         return 2
-    floor = f"real samples score {result['w2_floor']:.3g}"
-    print(f"W2^2 {result['w2']:.3g} after {result['steps']} steps ({floor}); see {config.output}")
-    return 0
+    except (RunError, FloatingPointError) as error:
+        print(f"keodrift: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("keodrift: interrupted; what is finished is kept.", file=sys.stderr)
+        return 130

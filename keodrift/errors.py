@@ -67,6 +67,10 @@ class MissingDependencyError(ImportError):
         super().__init__(f"{purpose} needs the package {package}: pip install 'keodrift[{extra}]'.")
 
 
+class RunError(RuntimeError):
+    """A run ended without its result; what was done before it is kept."""
+
+
 class ConvergenceWarning(UserWarning):
     """A Sinkhorn solve stopped at its cap; raise the cap, the tolerance or the temperature."""
 

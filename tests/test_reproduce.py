@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import keodrift as kd
-from keodrift.cli import compose, main
-from keodrift.errors import OptionError
+from keodrift.cli import compose, config_dir, main
+from keodrift.errors import OptionError, RunError
 from keodrift.files import write_json
 from keodrift.flow import simulate
 from keodrift.reproduce import FIGURES, flows, generators, reproduce
@@ -82,8 +82,8 @@ def test_a_grid_is_run_cell_by_cell_and_goes_on(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(generators, "_train", None)
     third = reproduce("tiny", tmp_path, progress=False)
     assert third == second
-    assert json.loads((tmp_path / "table.json").read_text()) == second
-    for figure in ("tiny.png", "tiny_samples.png"):
+    assert json.loads((tmp_path / "tiny_public_run.json").read_text()) == second
+    for figure in ("tiny_public_run.png", "tiny_public_run_samples.png"):
         assert (tmp_path / figure).stat().st_size > 10_000
     row = next(r for r in second["rows"] if r["target"] == "eight_gaussians")
     runs = [
@@ -95,7 +95,7 @@ def test_a_grid_is_run_cell_by_cell_and_goes_on(tiny, tmp_path, monkeypatch):
         for s in (0, 1)
     ]
     assert row["runs"] == 2 and row["w2_mean"] == sum(r["w2"] for r in runs) / 2
-    assert "real against real" in (tmp_path / "table.md").read_text()
+    assert "real against real" in (tmp_path / "tiny_public_run.md").read_text()
 
 
 def test_an_interrupted_cell_goes_on_from_its_checkpoint(tiny, tmp_path):
@@ -110,7 +110,7 @@ def test_an_interrupted_cell_goes_on_from_its_checkpoint(tiny, tmp_path):
 def test_a_failed_cell_speaks(tiny, tmp_path, monkeypatch):
     broken = Grid("Broken", ("two_moons",), seeds=(0,), taus=(-1.0,), overrides=TINY)
     monkeypatch.setitem(FIGURES, "tiny", broken)
-    with pytest.raises(RuntimeError, match=r"two_moons-one-sided-tau-1-seed0: .*tau"):
+    with pytest.raises(RunError, match=r"two_moons-one-sided-tau-1-seed0: .*tau"):
         reproduce("tiny", tmp_path, workers=1, limit=1, progress=False)
 
 
@@ -122,16 +122,23 @@ def test_claims_are_judged_by_the_numbers():
 
     rows = [
         row("eight_gaussians", 0.1, "one-sided", 7.5, 2),
-        row("eight_gaussians", 0.01, "one-sided", 0.5),
+        row("eight_gaussians", 0.01, "one-sided", 8.0),
+        row("eight_gaussians", 0.1, "two-sided", 2.5),
+        row("eight_gaussians", 0.01, "two-sided", 0.5),
         row("eight_gaussians", 0.1, "Sinkhorn 20", 0.3),
+        row("eight_gaussians", 0.01, "Sinkhorn 20", 1.5),
         row("checkerboard", 0.1, "one-sided", 0.1),
+        row("checkerboard", 0.1, "two-sided", 0.15),
         row("checkerboard", 0.1, "Sinkhorn 20", 0.12),
     ]
-    assert list(claims(rows).values()) == [True] * 5
-    rows[2]["covered"] = 7.8
-    assert list(claims(rows).values())[2] is False
+    whole = list(claims(rows).values())
+    # collapse; below 1, covered, stable: 20 sweeps and converged; worse at small τ; equality
+    assert whole == [True, True, True, False, None, None, None, True, False, True]
+    rows[4]["covered"], rows[6]["w2_mean"] = 7.8, 0.3
+    whole[2] = whole[-1] = False
+    assert list(claims(rows).values()) == whole
     assert claims([]).keys() == claims(rows).keys()
-    assert list(claims(rows[:1]).values())[1] is None
+    assert set(claims([]).values()) == {None}
 
 
 @pytest.mark.parametrize(
@@ -144,6 +151,8 @@ def test_claims_are_judged_by_the_numbers():
         (["fig2", "colour=red"], "colour"),
         (["fig2", "experiment=mine"], "mine"),
         (["fig5", "experiment=paper_text"], "paper_text"),
+        (["fig2", "fig6"], "fig2 fig6"),
+        (["fig2", "quick=perhaps"], "perhaps"),
     ],
 )
 def test_bad_commands_end_in_one_sentence(arguments, word, capsys, tmp_path, monkeypatch):
@@ -152,6 +161,32 @@ def test_bad_commands_end_in_one_sentence(arguments, word, capsys, tmp_path, mon
     said = capsys.readouterr().err
     assert word in said and len(said.strip().splitlines()) == 1
     assert not any(tmp_path.iterdir())
+
+
+def test_a_failed_cell_ends_the_command_in_one_sentence(tiny, tmp_path, capsys, monkeypatch):
+    broken = Grid("Broken", ("two_moons",), seeds=(0,), taus=(-1.0,), overrides=TINY)
+    monkeypatch.setitem(FIGURES, "tiny", broken)
+    command = ["reproduce", "tiny", "workers=1", "limit=1", "progress=false"]
+    assert main([*command, f"output={tmp_path}"]) == 1
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("keodrift: two_moons-one-sided-tau-1-seed0: ")
+    assert len(said.splitlines()) == 1
+
+
+def test_settings_do_not_pass_for_each_other(tiny, tmp_path, monkeypatch):
+    anywhere = tuple(word for word in TINY if not word.startswith("generator."))
+    monkeypatch.setitem(FIGURES, "tiny", replace(tiny, overrides=anywhere))
+    for options in ({}, {"experiment": "paper_text"}, {"quick": True}):
+        reproduce("tiny", tmp_path, limit=1, workers=1, progress=False, **options)
+    names = ("public_run", "paper_text", "public_run_quick")
+    for name in names:
+        assert len(list(tmp_path.glob(f"{name}/*/result.json"))) == 1
+        assert (tmp_path / f"tiny_{name}.md").exists()
+
+
+def test_experiments_are_configs():
+    known = {path.stem for path in (config_dir() / "experiment").glob("*.yaml")}
+    assert set(generators.EXPERIMENTS) == known
 
 
 def test_unknown_figures_are_refused(tmp_path):
@@ -166,14 +201,14 @@ def test_one_cell_of_the_quick_figure(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "7 runs are missing" in said and "not measured" in said
     # A short run is no run of the full figure.
-    assert len(list(tmp_path.glob("quick/*/result.json"))) == 1
+    assert len(list(tmp_path.glob("public_run_quick/*/result.json"))) == 1
     assert not (tmp_path / "public_run").exists()
 
 
 def test_the_laplacian_figures_are_not_judged_by_claims_about_the_gaussian(tmp_path):
     for name in ("fig7", "fig8"):
         assert generators.summarise(FIGURES[name], tmp_path)["claims"] == {}
-    assert len(generators.summarise(FIGURES["fig2"], tmp_path)["claims"]) == 5
+    assert len(generators.summarise(FIGURES["fig2"], tmp_path)["claims"]) == 10
 
 
 def test_flows_have_the_papers_columns_and_temperatures():
@@ -208,7 +243,7 @@ def test_a_figure_of_flows_goes_on_where_it_stopped(tmp_path, monkeypatch):
         assert np.allclose(stored["trajectory"][-1], moved.final.numpy(), atol=1e-5)
     assert (tmp_path / "tiny.png").stat().st_size > 10_000
     assert (tmp_path / "tiny.gif").stat().st_size > 10_000
-    table = (tmp_path / "table.md").read_text()
+    table = (tmp_path / "tiny.md").read_text()
     assert "effective neighbours" in table and "| claim | seen |" in table
 
 

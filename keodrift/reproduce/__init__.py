@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from keodrift.checks import check_choice, check_positive
 from keodrift.errors import OptionError
 from keodrift.files import atomic_path, write_json
 from keodrift.reproduce import flows, generators
@@ -31,7 +32,8 @@ def reproduce(
 
     Args:
         name: A key of `FIGURES`.
-        folder: Where cells, figure and table go; run again, it goes on there.
+        folder: Where cells, figure and table go, named by figure and setting; run again, it goes
+            on there.
         quick: Minutes instead of hours: shows that everything runs, not what comes out.
         experiment: Setting of trained generators, ``"public_run"`` (default) or ``"paper_text"``.
         workers: Cells at once; one a core by default.
@@ -45,29 +47,31 @@ def reproduce(
     Raises:
         OptionError: The figure or the experiment is unknown, or ``workers`` or ``limit`` is not
             positive.
-        RuntimeError: A cell failed; its last words are in the message, the others are kept.
+        RunError: A cell failed; its last words are in the message, the others are kept.
     """
-    if name not in FIGURES:
-        raise OptionError("figure", repr(name), f"one of {sorted(FIGURES)}")
-    for option, value in (("workers", workers), ("limit", limit)):
-        if value is not None and value < 1:
-            raise OptionError(option, value, "a positive integer")
+    check_choice("figure", name, tuple(FIGURES))
+    for option, count in (("workers", workers), ("limit", limit)):
+        if count is not None:
+            check_positive(option, count, integer=True)
+    if not isinstance(quick, bool):
+        raise OptionError("quick", repr(quick), "true or false")
     grid = FIGURES[name]
     trained = isinstance(grid, generators.Grid)
     if experiment is not None:
-        known = generators.EXPERIMENTS if trained else ()
-        if experiment not in known:
-            raise OptionError("experiment", repr(experiment), f"one of {known} for {name}")
+        if not trained:
+            raise OptionError("experiment", repr(experiment), f"none: {name} trains no generator")
+        check_choice("experiment", experiment, generators.EXPERIMENTS)
         grid = replace(grid, experiment=experiment)
-    # Runs of different settings, or short ones, must not pass for each other.
-    cells = Path(folder) / ("quick" if quick else grid.experiment if trained else "runs")
+    # Every setting has its own runs, figure and table, so that none passes for another's.
+    words = (grid.experiment if trained else "", "quick" if quick else "")
+    setting = "_".join(filter(None, words))
+    stem = Path(folder) / "_".join(filter(None, (name, setting)))
+    cells = Path(folder) / (setting or "runs")
     grid = grid.quick() if quick else grid
     kind = generators if trained else flows
-    report = kind.reproduce(
-        name, grid, Path(folder), cells, workers=workers, limit=limit, progress=progress
-    )
-    write_json(Path(folder) / "table.json", report)
-    with atomic_path(Path(folder) / "table.md") as draft:
+    report = kind.reproduce(stem, grid, cells, workers=workers, limit=limit, progress=progress)
+    write_json(stem.with_suffix(".json"), report)
+    with atomic_path(stem.with_suffix(".md")) as draft:
         draft.write_text(markdown(report))
     return report
 

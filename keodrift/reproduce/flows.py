@@ -111,9 +111,8 @@ FIGURES = {
 
 
 def reproduce(
-    name: str,
+    stem: Path,
     grid: FlowGrid,
-    folder: Path,
     cells: Path,
     *,
     workers: int | None,
@@ -122,9 +121,9 @@ def reproduce(
 ) -> dict[str, Any]:
     """Runs the flows that are missing, then draws the figure and the animation."""
     files = {cells / f"{cell.name}.npz": cell for cell in grid.cells()}
-    run_missing(run, files, name=name, workers=workers, limit=limit, progress=progress)
+    run_missing(run, files, name=stem.name, workers=workers, limit=limit, progress=progress)
     report = summarise(grid, cells)
-    draw(grid, cells, report, folder / name)
+    draw(grid, cells, report, stem)
     return report
 
 
