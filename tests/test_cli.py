@@ -31,7 +31,8 @@ def test_train_writes_one_run_folder_and_resumes_it(tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["train", *SMALL, "steps=4", f"output={run}"]) == 0
     assert f"see {run}" in capsys.readouterr().out
-    assert sorted(path.name for path in run.iterdir()) == [
+    files = {path.name for path in run.iterdir()} - {"tensorboard"}  # where that is installed
+    assert sorted(files) == [
         "checkpoint.pt", "config.yaml", "curves.png", "metrics.jsonl", "result.json", "samples.npz",
         "samples.png",
     ]  # fmt: skip
