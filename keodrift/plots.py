@@ -111,10 +111,13 @@ def plot_samples(
     targets = [target] * len(samples) if isinstance(target, Tensor) else target
     for axes, (name, cloud), data in zip(grid, samples.items(), targets, strict=False):
         points, real = _planar(cloud, "samples"), _planar(data, "target")
-        axes.scatter(*real.T, s=4, color=DATA, alpha=0.5, lw=0, label=f"data ({len(real)})")
-        axes.scatter(*points.T, s=4, color=MODEL, alpha=0.6, lw=0, label=f"{name} ({len(points)})")
+        axes.scatter(*real.T, s=4, color=DATA, alpha=0.5, lw=0, label="data")
+        axes.scatter(*points.T, s=4, color=MODEL, alpha=0.6, lw=0, label="samples")
         _plane(axes, limit)
-        axes.legend(loc="upper right", markerscale=3, fontsize=8 if size > 3 else 5)
+        axes.set_title(f"{name} ({len(points)})", fontsize=8)
+    # Outside the panels, where it hides no points.
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, markerscale=3, fontsize=8)
     figure.suptitle(title, fontsize=10)
     return figure
 

@@ -27,8 +27,9 @@ def test_samples_draw_both_clouds_with_a_legend():
     assert_readable(figure)
     for axes, count in zip(figure.axes, (5, 7), strict=True):
         assert [len(c.get_offsets()) for c in axes.collections] == [9, count]
-        labels = [text.get_text() for text in axes.get_legend().get_texts()]
-        assert any("data" in label for label in labels)
+        assert axes.get_title().endswith(f"({count})")
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["data", "samples"]
 
 
 def test_curves_have_a_logarithmic_axis_and_the_floor():

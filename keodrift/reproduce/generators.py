@@ -293,10 +293,11 @@ def draw_samples(grid: Grid, runs: Path, path: Path) -> None:
     from keodrift.plots import plot_samples, save_figure
 
     panels: dict[str, Tensor] = {}
-    targets = []
+    targets, shown = [], set()
     for cell in grid.cells():
         source = runs / cell.name / "samples.npz"
         if cell.seed == grid.seeds[0] and source.exists():
+            shown.add(cell.label)
             with np.load(source) as stored:
                 panels[f"{cell.target}, τ = {cell.tau:g}, {cell.label}"] = torch.from_numpy(
                     stored["generated"]
@@ -304,5 +305,5 @@ def draw_samples(grid: Grid, runs: Path, path: Path) -> None:
                 targets.append(torch.from_numpy(stored["real"]))
     if panels:
         title = f"{grid.title}, {grid.experiment}: generated points should cover the data"
-        figure = plot_samples(panels, targets, title=title, columns=len(grid.fields), size=2.6)
+        figure = plot_samples(panels, targets, title=title, columns=len(shown), size=2.6)
         save_figure(figure, path)
