@@ -25,11 +25,11 @@ from omegaconf import DictConfig, OmegaConf
 
 import keodrift as kd
 from keodrift import metrics, plots
-from keodrift.cli import build, config_dir
 from keodrift.data import TARGETS, load_digits_latents, sample_target
 from keodrift.files import atomic_path, write_json
 from keodrift.flow import simulate
 from keodrift.generators import ConditionalMLP, sample
+from keodrift.runs import build, config_dir
 from keodrift.training import Trainer, latent_batches, target_batches
 
 

@@ -27,6 +27,10 @@ class ArgumentError(ValueError):
         self.argument, self.got, self.needs = argument, str(got), needs
         super().__init__(f"{argument}: got {got}, needs {needs}.")
 
+    def __reduce__(self) -> tuple:
+        # Exceptions are rebuilt from their message alone, unless they say otherwise.
+        return type(self), (self.argument, self.got, self.needs)
+
 
 class ShapeError(ArgumentError):
     """An array has the wrong rank, dimension or number of points."""
@@ -64,7 +68,11 @@ class MissingDependencyError(ImportError):
     """An optional package is needed for this call."""
 
     def __init__(self, package: str, purpose: str, extra: str) -> None:
+        self._made_from = package, purpose, extra
         super().__init__(f"{purpose} needs the package {package}: pip install 'keodrift[{extra}]'.")
+
+    def __reduce__(self) -> tuple:
+        return type(self), self._made_from
 
 
 class RunError(RuntimeError):

@@ -9,9 +9,10 @@ import sys
 import pytest
 
 import keodrift as kd
-from keodrift.cli import build, compose, config_dir, main
+from keodrift.cli import main
 from keodrift.data import TARGETS
 from keodrift.errors import OptionError
+from keodrift.runs import build, compose, config_dir
 
 SMALL = [
     "data.batch=32",
@@ -31,7 +32,7 @@ def test_train_writes_one_run_folder_and_resumes_it(tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["train", *SMALL, "steps=4", f"output={run}"]) == 0
     assert f"see {run}" in capsys.readouterr().out
-    files = {path.name for path in run.iterdir()} - {"tensorboard"}  # where that is installed
+    files = {path.name for path in run.iterdir()} - {"tensorboard", ".lock"}
     assert sorted(files) == [
         "checkpoint.pt", "config.yaml", "curves.png", "metrics.jsonl", "result.json", "samples.npz",
         "samples.png",
@@ -91,6 +92,18 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_another_config(tmp_path, 
     assert "resume=true" in capsys.readouterr().err
     assert main([*command, "resume=true", "drift.tau=0.7"]) == 2
     assert "drift" in capsys.readouterr().err
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path, capsys):
+    from filelock import FileLock
+
+    command = ["train", *SMALL, "steps=1", f"output={tmp_path}/r"]
+    (tmp_path / "r").mkdir()
+    with FileLock(tmp_path / "r" / ".lock"):
+        assert main(command) == 2
+    assert "another process" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "r").iterdir()] == [".lock"]
+    assert main(command) == 0
 
 
 def test_an_unknown_command_ends_in_one_sentence(capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import pickle
 import warnings
 
 import pytest
@@ -16,6 +17,7 @@ from keodrift.errors import (
     CostError,
     DeviceError,
     DtypeError,
+    MissingDependencyError,
     NonFiniteError,
     OptionError,
     ShapeError,
@@ -334,3 +336,13 @@ def bad_queries():
 def test_queries_of_a_field(error, bad):
     field = kd.OneSidedDrift(0.5).fit(X, Y)
     refused(error, "z", lambda: field(bad))
+
+
+def test_errors_cross_processes():
+    for error in (
+        ArgumentError("tau", -1, "a positive number"),
+        MissingDependencyError("POT", "exact transport", "metrics"),
+    ):
+        copy = pickle.loads(pickle.dumps(error))
+        assert type(copy) is type(error) and str(copy) == str(error)
+        assert vars(copy) == vars(error)

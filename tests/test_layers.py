@@ -24,6 +24,7 @@ FLOORS = [
     {"distributed"},
     {"metrics", "plots", "temperature", "gaussians"},
     {"data", "generators", "training"},
+    {"runs"},
     {"reproduce"},
     {"cli"},
     {"__init__", "__main__"},

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 
 import keodrift as kd
-from keodrift.cli import compose, config_dir, main
+from keodrift.cli import main
 from keodrift.errors import OptionError, RunError
 from keodrift.files import write_json
 from keodrift.flow import simulate
@@ -18,6 +21,7 @@ from keodrift.reproduce import FIGURES, flows, generators, reproduce
 from keodrift.reproduce.cells import run_missing
 from keodrift.reproduce.flows import FlowGrid
 from keodrift.reproduce.generators import Grid, claims
+from keodrift.runs import compose, config_dir
 
 TINY = (
     "generator.width=8",
@@ -76,8 +80,8 @@ def test_a_grid_is_run_cell_by_cell_and_goes_on(tiny, tmp_path, monkeypatch):
     assert len(done) == 3
     second = reproduce("tiny", tmp_path, workers=2, progress=False)
     assert second["missing"] == 0 and len(second["rows"]) == 4
-    for folder, time in done.items():  # what was there was not run again
-        assert (folder / "result.json").stat().st_mtime_ns == time
+    for folder, stamp in done.items():  # what was there was not run again
+        assert (folder / "result.json").stat().st_mtime_ns == stamp
     # Now nothing may be trained: the figure and the table come from the folders alone.
     monkeypatch.setattr(generators, "_train", None)
     third = reproduce("tiny", tmp_path, progress=False)
@@ -110,7 +114,7 @@ def test_an_interrupted_cell_goes_on_from_its_checkpoint(tiny, tmp_path):
 def test_a_failed_cell_speaks(tiny, tmp_path, monkeypatch):
     broken = Grid("Broken", ("two_moons",), seeds=(0,), taus=(-1.0,), overrides=TINY)
     monkeypatch.setitem(FIGURES, "tiny", broken)
-    with pytest.raises(RunError, match=r"two_moons-one-sided-tau-1-seed0: .*tau"):
+    with pytest.raises(RunError, match=r"two_moons-one-sided-tau-1-seed0.*: tau: got -1"):
         reproduce("tiny", tmp_path, workers=1, limit=1, progress=False)
 
 
@@ -169,7 +173,7 @@ def test_a_failed_cell_ends_the_command_in_one_sentence(tiny, tmp_path, capsys, 
     command = ["reproduce", "tiny", "workers=1", "limit=1", "progress=false"]
     assert main([*command, f"output={tmp_path}"]) == 1
     said = capsys.readouterr().err.strip()
-    assert said.startswith("keodrift: two_moons-one-sided-tau-1-seed0: ")
+    assert said.startswith("keodrift: ") and "two_moons-one-sided-tau-1-seed0" in said
     assert len(said.splitlines()) == 1
 
 
@@ -261,12 +265,47 @@ def test_claims_about_flows_compare_with_the_best_other():
 
 def test_cells_that_fail_speak_and_keep_the_others(tmp_path):
     cells = {tmp_path / f"{k}.json": k for k in range(3)}
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(RunError, match=r"0\.json: .*division by zero"):
         run_missing(invert, cells, name="cells", workers=1, progress=False)
     assert (tmp_path / "1.json").exists() or (tmp_path / "2.json").exists()
     run_missing(invert, {p: k or 5 for p, k in cells.items()}, name="cells", progress=False)
     assert json.loads((tmp_path / "0.json").read_text()) == 1 / 5
     assert json.loads((tmp_path / "2.json").read_text()) == 1 / 2
+
+
+def test_workers_end_with_the_process_that_began_them(tmp_path):
+    script = tmp_path / "begin.py"
+    script.write_text(PARENT)
+    parent = subprocess.Popen([sys.executable, str(script), str(tmp_path)])
+    worker = tmp_path / "worker"
+    deadline = time.monotonic() + 120
+    while not (worker.exists() and worker.read_text()):
+        assert parent.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    parent.kill()
+    parent.wait()
+    beats = tmp_path / "beats"
+    time.sleep(5)
+    size = beats.stat().st_size
+    time.sleep(3)
+    assert beats.stat().st_size == size
+
+
+PARENT = """
+import os, sys, time
+from pathlib import Path
+from keodrift.reproduce.cells import run_missing
+
+def work(spec, path):
+    (path.parent / "worker").write_text(str(os.getpid()))
+    for _ in range(600):
+        with open(path.parent / "beats", "a") as beats:
+            beats.write(".")
+        time.sleep(0.1)
+
+if __name__ == "__main__":
+    run_missing(work, {Path(sys.argv[1]) / "never": 0}, name="test", progress=False)
+"""
 
 
 def invert(spec: int, path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import TypeVar
 
 import torch
 from tqdm.auto import tqdm
+
+from keodrift.errors import RunError
 
 Spec = TypeVar("Spec")
 
@@ -33,6 +37,9 @@ def run_missing(
         workers: Processes at once, which share the cores; one a core by default.
         limit: Does at most this many cells now.
         progress: Show cells done and time left on standard error.
+
+    Raises:
+        RunError: A cell failed; the others that had begun are finished and kept.
     """
     missing = {path: spec for path, spec in cells.items() if not path.exists()}
     cores = os.cpu_count() or 1
@@ -41,17 +48,33 @@ def run_missing(
     pool = ProcessPoolExecutor(
         workers,
         multiprocessing.get_context("spawn"),
-        initializer=torch.set_num_threads,
+        initializer=_begin,
         initargs=(max(1, cores // workers),),
     )
     bar = tqdm(total=len(cells), initial=len(cells) - len(missing), desc=name, disable=not progress)
     with bar, pool:
         chosen = list(missing.items())[:limit]
-        jobs = [pool.submit(work, spec, path) for path, spec in chosen]
+        jobs = {pool.submit(work, spec, path): path for path, spec in chosen}
         try:
             for job in as_completed(jobs):
-                job.result()
+                try:
+                    job.result()
+                except Exception as error:
+                    raise RunError(f"{jobs[job]}: {error}") from error
                 bar.update()
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def _begin(threads: int) -> None:
+    """Sets a worker up: its share of the cores, and an end if the process that began it dies."""
+    torch.set_num_threads(threads)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)  # or it would go on writing where the next command begins
+
+    threading.Thread(target=watch, daemon=True).start()

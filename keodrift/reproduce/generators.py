@@ -1,17 +1,14 @@
 """The papers' grids of trained 2D generators (Figs. 2, 6, 7, 8).
 
-A grid is targets × fields × temperatures × seeds. Every cell is a run folder of ``keodrift train``
-in a process of its own, several at once on the cores; what is done is not done again, and what was
+A grid is targets × fields × temperatures × seeds. Every cell is a run folder like those of
+``keodrift train``, several at once on the cores; what is done is not done again, and what was
 interrupted goes on from its checkpoint. The figure and the table come from the folders alone.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from keodrift.errors import RunError
 from keodrift.reproduce.cells import run_missing
+from keodrift.runs import compose, train
 
 EXPERIMENTS = ("public_run", "paper_text")
 
@@ -133,20 +130,10 @@ def reproduce(
 
 
 def _train(cell: Cell, result: Path) -> None:
-    folder = result.parent
-    resume = "true" if (folder / "checkpoint.pt").exists() else "false"
-    command = [sys.executable, "-m", "keodrift", "train", *cell.overrides]
-    command += [f"output={folder}", f"resume={resume}", "progress=false"]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-    )
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-        raise RunError(f"{cell.name}: {last}")
+    config = compose("train", cell.overrides)
+    config.output, config.progress = str(result.parent), False
+    config.resume = (result.parent / "checkpoint.pt").exists()
+    train(config)
 
 
 def summarise(grid: Grid, runs: Path) -> dict[str, Any]:
