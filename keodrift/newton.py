@@ -13,7 +13,7 @@ from torch import Tensor
 
 from keodrift.costs import Cost
 
-LEAST = -150.0  # exponents stop here: squares of what they stand for are still normal numbers
+LEAST = -150.0  # exponents stop here: what they stand for, and its square, is not denormal (slow)
 TRIALS = 60  # steps at most, rejected ones included
 RIDGE, LEAST_RIDGE = 1e-8, 1e-10  # Levenberg's, relative to b
 GROWTH, DECAY = 30.0, 0.1  # of the ridge, after a rejected and after an accepted step
@@ -41,8 +41,8 @@ def newton(
     rows, columns = a > 0, b > 0  # points without weight have a potential, but no say
     inner = exponent[rows][:, columns]
     alive = _ascend(inner, a[rows], b[columns], g[columns], tol)
-    f = -torch.logsumexp(exponent[:, columns] + b[columns].log() + alive, 1)
-    g = -torch.logsumexp(exponent[rows] + (a[rows].log() + f[rows])[:, None], 0)
+    f = -_exponentials(exponent[:, columns] + b[columns].log() + alive)[1]
+    g = -_exponentials((exponent[rows] + (a[rows].log() + f[rows])[:, None]).T)[1]
     return g, f
 
 
@@ -51,10 +51,9 @@ def _ascend(exponent: Tensor, a: Tensor, b: Tensor, g: Tensor, tol: float) -> Te
 
     def exact_rows(g: Tensor) -> tuple[Tensor, Tensor]:
         """The coupling whose rows are exact, and its dual value."""
-        logits = kernel + g
-        f = -torch.logsumexp(logits, 1)
-        coupling = logits.add_((f + a.log())[:, None]).clamp_(min=LEAST).exp_()
-        return coupling, (a * f).sum() + (b * g).sum()
+        weights, mass = _exponentials(kernel + g)
+        coupling = weights.mul_((a / weights.sum(1))[:, None])
+        return coupling, (b * g).sum() - (a * mass).sum()
 
     coupling, value = exact_rows(g)
     ridge = RIDGE
@@ -77,3 +76,10 @@ def _ascend(exponent: Tensor, a: Tensor, b: Tensor, g: Tensor, tol: float) -> Te
                 continue
         ridge *= GROWTH
     return g
+
+
+def _exponentials(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Exponentials of each row less its maximum, and the logarithm of the row's sum."""
+    top = logits.amax(1, keepdim=True)
+    weights = (logits - top).clamp_(min=LEAST).exp_()
+    return weights, top[:, 0] + weights.sum(1).log()
