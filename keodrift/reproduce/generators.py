@@ -159,8 +159,9 @@ def summarise(grid: Grid, runs: Path) -> dict[str, Any]:
                 "seconds": statistics.fmean(r["seconds"] for r in results),
             }
             if "covered" in results[0]:
-                row["covered"] = statistics.fmean(r["covered"] for r in results)
                 row["modes"] = results[0]["modes"]
+                for key in ("covered", "stray"):
+                    row[key] = statistics.fmean(r[key] for r in results)
         rows.append(row)
     judged = claims(rows) if grid.cost == "squared" else {}  # of the Gaussian kernel alone
     title = f"{grid.title}, {grid.experiment}"
@@ -216,17 +217,21 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [
         f"{report['title']}; {report['missing']} runs are missing.",
         "",
-        "| target | τ | field | final W₂² (mean ± std) | real against real | modes | runs |",
-        "|---|---:|---|---:|---:|---:|---:|",
+        "| target | τ | field | final W₂² (mean ± std) | real against real | modes | at no mode | "
+        "runs |",
+        "|---|---:|---|---:|---:|---:|---:|---:|",
     ]
     for row in report["rows"]:
         begin = f"| {row['target']} | {row['tau']:g} | {row['field']} |"
         if "w2_mean" not in row:
-            lines.append(f"{begin} | | | 0 |")
+            lines.append(f"{begin} | | | | 0 |")
             continue
-        modes = f"{row['covered']:.1f} of {row['modes']}" if "covered" in row else ""
+        spread = f" ± {row['w2_std']:.3f}" if row["runs"] > 1 else ""
+        modes = "|"
+        if "covered" in row:
+            modes = f"{row['covered']:.1f} of {row['modes']} | {row['stray']:.0%}"
         lines.append(
-            f"{begin} {row['w2_mean']:.3f} ± {row['w2_std']:.3f} | {row['w2_floor']:.3f} | "
+            f"{begin} {row['w2_mean']:.3f}{spread} | {row['w2_floor']:.3f} | "
             f"{modes} | {row['runs']} |"
         )
     return "\n".join(lines)
