@@ -291,7 +291,7 @@ def draw_samples(grid: Grid, runs: Path, path: Path) -> None:
         if cell.seed == grid.seeds[0] and source.exists():
             shown.add(cell.label)
             with np.load(source) as stored:
-                panels[f"{cell.target}, τ = {cell.tau:g}, {cell.label}"] = torch.from_numpy(
+                panels[f"{cell.target}, τ = {cell.tau:g}\n{cell.label}"] = torch.from_numpy(
                     stored["generated"]
                 )
                 targets.append(torch.from_numpy(stored["real"]))
