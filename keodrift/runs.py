@@ -200,6 +200,7 @@ def train(config: Any) -> dict[str, float]:
         warm_start=config.warm_start,
         ema=config.ema,
         clip=config.clip,
+        precision=config.precision,
         evaluate=lambda model: {"w2": metrics.wasserstein_squared(draw(model), real)},
         evaluate_every=config.evaluate_every,
         folder=folder,

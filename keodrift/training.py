@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
+from keodrift.checks import check_choice
 from keodrift.data.batches import Batch, BatchSource, latent_batches, target_batches
 from keodrift.errors import ArgumentError
 from keodrift.files import atomic_path
@@ -62,6 +63,8 @@ class Trainer:
             the two stay equal.
         ema: Decay of the averaged weights in `average`; 0 makes them follow the network.
         clip: Largest gradient norm, or None.
+        precision: ``"full"``, or ``"bfloat16"``: the network's products in bfloat16 (autocast),
+            faster where the processor has them. Weights, samples, drift and loss stay as they are.
         evaluate: Called with the averaged network every ``evaluate_every`` steps; returns
             numbers for the log. It must bring its own random generator.
         evaluate_every: Steps between evaluations.
@@ -105,6 +108,7 @@ class Trainer:
         warm_start: bool = True,
         ema: float = 0.999,
         clip: float | None = None,
+        precision: str = "full",
         evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
         evaluate_every: int = 100,
         log_every: int = 10,
@@ -116,6 +120,7 @@ class Trainer:
             raise ArgumentError("ema", ema, "a decay in [0, 1)")
         if clip is not None and not clip > 0:
             raise ArgumentError("clip", clip, "a positive norm, or None")
+        check_choice("precision", precision, ("full", "bfloat16"))
         for name, every in (
             ("evaluate_every", evaluate_every),
             ("log_every", log_every),
@@ -128,7 +133,7 @@ class Trainer:
         self.network, self.batches, self.optimizer = network, batches, optimizer
         self.generator, self.scheduler = generator, scheduler
         self.loss_options = dict(loss_options or {})
-        self.clip, self.evaluate = clip, evaluate
+        self.clip, self.precision, self.evaluate = clip, precision, evaluate
         self.evaluate_every, self.log_every = evaluate_every, log_every
         self.checkpoint_every, self.progress = checkpoint_every, progress
         self.folder = None if folder is None else Path(folder)
@@ -192,7 +197,7 @@ class Trainer:
     def _advance(self) -> Tensor:
         batch = self.batches(self.generator)
         self.network.train()
-        x = self.network(*batch.inputs)
+        x = self._generated(batch)
         loss = drift_loss(x, batch.data, self.drifts, **self.loss_options, **batch.options)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -204,6 +209,13 @@ class Trainer:
         self.averaged.update_parameters(self.network)
         self.step += 1
         return loss.detach()
+
+    def _generated(self, batch: Batch) -> Tensor:
+        if self.precision == "full":
+            return self.network(*batch.inputs)
+        weights = next(self.network.parameters())
+        with torch.autocast(weights.device.type, torch.bfloat16):
+            return self.network(*batch.inputs).to(weights.dtype)
 
     def _log(self, loss: Tensor, evaluates: bool) -> dict[str, float]:
         row: dict[str, float] = {"step": self.step, "loss": float(loss)}

@@ -103,10 +103,11 @@ def test_verbs(cloud, engine, dtype, d, cost, rho, mask):
 
 
 @pytest.mark.parametrize("engine", STORED)
-def test_transposed_kernel_swaps_the_clouds(cloud, engine):
-    case = Case(cloud, mask=True)
+@pytest.mark.parametrize(("n", "m"), [(23, 31), (500, 700)])
+def test_transposed_kernel_swaps_the_clouds(cloud, engine, n, m):
+    case = Case(cloud, n=n, m=m, mask=True)
     turned = case.kernel(engine).T
-    bias = cloud(5, 23)
+    bias = cloud(5, n)
     expected = ref.log_mass(case.y, case.x, bias, case.cost, case.tau, True)
     bound = 8 * torch.finfo(torch.float32).eps * (1 + ref.pairs(case.x, case.y, case.cost).max())
     torch.testing.assert_close(

@@ -176,6 +176,42 @@ def test_clip_bounds_the_gradient():
     assert norms[1] == pytest.approx(1e-3, rel=1e-3)
 
 
+def test_bfloat16_is_for_the_products_of_the_network_alone():
+    seen = []
+
+    class Watching(MLP):
+        def forward(self, noise):
+            out = super().forward(noise)
+            seen.append(out.dtype)
+            return out
+
+    class Drift:
+        def __call__(self, x, y):
+            seen.append(x.dtype)
+            return y - x
+
+    full, mixed = (
+        trainer(precision=precision, drift=Drift()) for precision in ("full", "bfloat16")
+    )
+    mixed.network.__class__ = Watching
+    first, second = full.run(5), mixed.run(5)
+    assert seen[-2:] == [torch.bfloat16, torch.float32]
+    assert all(weight.dtype == torch.float32 for weight in mixed.network.parameters())
+    assert not torch.is_autocast_enabled("cpu")
+    losses = [[row["loss"] for row in rows] for rows in (first, second)]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_bfloat16_resumes_bit_for_bit(tmp_path):
+    straight = trainer(tmp_path / "a", precision="bfloat16")
+    straight.run(20)
+    trainer(tmp_path / "b", precision="bfloat16").run(10)
+    resumed = trainer(tmp_path / "b", precision="bfloat16")
+    resumed.run(20, resume=True)
+    assert_same(straight, resumed)
+
+
 def test_latent_batches_are_one_problem_a_class():
     latents = load_digits_latents(6)
     network = ConditionalMLP(dim=6)
@@ -204,7 +240,14 @@ def test_a_diverging_loss_stops_the_run():
 
 @pytest.mark.parametrize(
     ("argument", "value"),
-    [("ema", 1.0), ("clip", 0.0), ("log_every", 0), ("evaluate_every", 0), ("checkpoint_every", 0)],
+    [
+        ("ema", 1.0),
+        ("clip", 0.0),
+        ("precision", "half"),
+        ("log_every", 0),
+        ("evaluate_every", 0),
+        ("checkpoint_every", 0),
+    ],
 )
 def test_refusals_name_the_argument(argument, value):
     with pytest.raises(ArgumentError, match=f"^{argument}: got"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +17,7 @@ from keodrift.reductions.kernel import GibbsKernel
 # times a normal one; sums are trusted within exp(±25), where that is lost in rounding.
 ABSORBED_LEAST, ABSORBED_REACH = -55.0, 25.0
 
-PRODUCT_BLOCK = 1 << 18  # float64 entries at a time, which stay in a processor's cache
+CACHED_PAIRS = 1 << 18  # worked on at a time, so that they stay in a processor's cache
 
 
 @dataclass
@@ -63,26 +64,36 @@ class DenseKernel(GibbsKernel):
     def _log_sum(self, bias: Tensor) -> Tensor:
         if self.block.requires_grad:
             return torch.logsumexp(bias[:, None, :] - self.block, -1).double()
-        weights, top = self._softmax_weights(bias)
-        mass = top.double() + weights.sum(-1).log_().double()
-        return mass.masked_fill(top < lowest(top), -torch.inf)
+        mass = bias.new_empty(self.block.shape[:-1], dtype=torch.float64)
+        for rows, weights, top in self._softmax_weights(bias):
+            found = top.double() + weights.sum(-1).log_().double()
+            mass[:, rows] = found.masked_fill_(top < lowest(top), -torch.inf)
+        return mass
 
     def _average(self, bias: Tensor, values: Tensor) -> Tensor:
         if self.block.requires_grad:
             return torch.softmax(bias[:, None, :] - self.block, -1) @ values
-        weights, _ = self._softmax_weights(bias)
-        return (weights @ values).div_(weights.sum(-1, keepdim=True))
+        mean = values.new_empty(*self.block.shape[:-1], values.shape[-1])
+        for rows, weights, _ in self._softmax_weights(bias):
+            mean[:, rows] = (weights @ values).div_(weights.sum(-1, keepdim=True))
+        return mean
 
-    def _softmax_weights(self, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """``exp(bias_j − c_ij − top_i)`` and the maximum ``top`` of each row."""
-        logits = bias[:, None, :] - self.block
-        top = logits.amax(-1)
-        floor = top.clamp(min=lowest(top))[..., None]  # finite, for rows without atoms
-        return exponentials_(logits.sub_(floor)), top
+    def _softmax_weights(self, bias: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Some rows after others: ``exp(bias_j − c_ij − top_i)`` and the maximum ``top_i``."""
+        for rows in row_blocks(self.block):
+            logits = bias[:, None, :] - self.block[:, rows]
+            top = logits.amax(-1)
+            floor = top.clamp(min=lowest(top))[..., None]  # finite, for rows without atoms
+            yield rows, exponentials_(logits.sub_(floor)), top
 
     def _plain_sum(self, bias: Tensor, shift: Tensor, values: Tensor | None = None) -> Tensor:
-        weights = exponentials_((bias[:, None, :] - self.block).sub_(shift[..., None]))
-        return weights.sum(-1, keepdim=True) if values is None else weights @ values
+        width = 1 if values is None else values.shape[-1]
+        total = bias.new_empty(*self.block.shape[:-1], width)
+        for rows in row_blocks(self.block):
+            logits = bias[:, None, :] - self.block[:, rows]
+            weights = exponentials_(logits.sub_(shift[:, rows, None]))
+            total[:, rows] = weights.sum(-1, keepdim=True) if values is None else weights @ values
+        return total
 
     def _about(
         self, bias: Tensor, shift: Tensor, values: Tensor | None
@@ -126,10 +137,20 @@ class DenseKernel(GibbsKernel):
         # Both parts are rounded to the block's dtype, so that they are exactly what it absorbed.
         top = col.amax(-1, keepdim=True)
         row, col = (row + top).to(block.dtype), (col - top).to(block.dtype)
-        weights = (col[:, None, :] - block).add_(row[..., None]).clamp_(min=ABSORBED_LEAST).exp_()
+        weights = torch.empty_like(block)
+        for rows in row_blocks(block):
+            torch.sub(col[:, None, :], block[:, rows], out=weights[:, rows])
+            weights[:, rows].add_(row[:, rows, None]).clamp_(min=ABSORBED_LEAST).exp_()
         row, col = row.double() - frame.row, col.double() - frame.col
         kept = _Absorbed(col, row, weights.mT) if self._turned else _Absorbed(row, col, weights)
         self._absorbed[:] = [kept]
+
+
+def row_blocks(block: Tensor) -> Iterator[slice]:
+    """Rows of ``(B, N, M)`` that fit into a processor's cache; on a GPU all of them."""
+    b, n, m = block.shape
+    step = max(1, CACHED_PAIRS // max(1, b * m)) if block.device.type == "cpu" else max(1, n)
+    return (slice(i, i + step) for i in range(0, n, step))
 
 
 def exponentials_(logits: Tensor) -> Tensor:
@@ -197,7 +218,6 @@ def _by_products(x: Tensor, y: Tensor) -> Tensor:
     left = torch.cat([-x, x.square().sum(-1, keepdim=True) / 2, torch.ones_like(x[..., :1])], -1)
     right = torch.cat([y, torch.ones_like(y[..., :1]), y.square().sum(-1, keepdim=True) / 2], -1)
     out = torch.empty(*x.shape[:-1], y.shape[-2], dtype=torch.float32)
-    rows = max(1, PRODUCT_BLOCK // max(1, len(x) * y.shape[-2]))
-    for part, into in zip(left.split(rows, -2), out.split(rows, -2), strict=True):
-        into.copy_(part @ right.mT)
-    return out.clamp_(min=0)
+    for rows in row_blocks(out):
+        out[:, rows].copy_(left[:, rows] @ right.mT).clamp_(min=0)
+    return out
