@@ -217,17 +217,19 @@ def claims(rows: Sequence[dict[str, Any]]) -> dict[str, bool | None]:
 
 def markdown(report: dict[str, Any]) -> str:
     """The table as Markdown."""
+    hours = sum(row["runs"] * row.get("seconds", 0) for row in report["rows"]) / 3600
     lines = [
-        f"{report['title']}; {report['missing']} runs are missing.",
+        f"{report['title']}; {report['missing']} runs are missing, the others took {hours:.1f} h "
+        "one after the other.",
         "",
         "| target | τ | field | final W₂² (mean ± std) | real against real | modes | at no mode | "
-        "runs |",
-        "|---|---:|---|---:|---:|---:|---:|---:|",
+        "runs | minutes a run |",
+        "|---|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in report["rows"]:
         begin = f"| {row['target']} | {row['tau']:g} | {row['field']} |"
         if "w2_mean" not in row:
-            lines.append(f"{begin} | | | | 0 |")
+            lines.append(f"{begin} | | | | 0 | |")
             continue
         spread = f" ± {row['w2_std']:.3f}" if row["runs"] > 1 else ""
         modes = "|"
@@ -235,7 +237,7 @@ def markdown(report: dict[str, Any]) -> str:
             modes = f"{row['covered']:.1f} of {row['modes']} | {row['stray']:.0%}"
         lines.append(
             f"{begin} {row['w2_mean']:.3f}{spread} | {row['w2_floor']:.3f} | "
-            f"{modes} | {row['runs']} |"
+            f"{modes} | {row['runs']} | {row['seconds'] / 60:.1f} |"
         )
     return "\n".join(lines)
 
@@ -262,7 +264,8 @@ def draw(grid: Grid, runs: Path, report: dict[str, Any], path: Path) -> None:
                 if not curves:
                     continue
                 values = np.array(curves)
-                steps, mean, std = values[0, :, 0], values[..., 1].mean(0), values[..., 1].std(0)
+                steps, mean = values[0, :, 0], values[..., 1].mean(0)
+                std = values[..., 1].std(0, ddof=1) if len(values) > 1 else 0 * mean
                 panel.plot(steps, mean, color=f"C{k}", label=label)
                 panel.fill_between(steps, mean - std, mean + std, color=f"C{k}", alpha=0.2, lw=0)
             floors = [
