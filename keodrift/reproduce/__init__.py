@@ -35,8 +35,7 @@ def reproduce(
         folder: Where cells, figure and table go, named by figure and setting; run again, it goes
             on there.
         quick: Minutes instead of hours: shows that everything runs, not what comes out.
-        experiment: Setting of trained generators: ``"public_run"`` (default), the same with
-            products in bfloat16, ``"public_run_bfloat16"``, or ``"paper_text"``.
+        experiment: Setting of trained generators, ``"public_run"`` (default) or ``"paper_text"``.
         workers: Cells at once; one a core by default.
         limit: Runs at most this many cells now.
         progress: Show cells done and time left on standard error.

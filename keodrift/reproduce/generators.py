@@ -20,7 +20,7 @@ from torch import Tensor
 from keodrift.reproduce.cells import run_missing
 from keodrift.runs import compose, train
 
-EXPERIMENTS = ("public_run", "public_run_bfloat16", "paper_text")
+EXPERIMENTS = ("public_run", "paper_text")
 
 
 @dataclass(frozen=True)
