@@ -139,9 +139,11 @@ def _refuse_change(config: Any, saved: Path) -> None:
     """Says which keys differ from those of the run in a folder."""
     from omegaconf import OmegaConf
 
+    # A key that is younger than the run has its default there.
+    started = {**compose("train"), **OmegaConf.load(saved)}
     before, now = (
-        {str(key): value for key, value in dict(one).items() if key not in _FREE_ON_RESUME}
-        for one in (OmegaConf.load(saved), config)
+        {str(key): value for key, value in one.items() if key not in _FREE_ON_RESUME}
+        for one in (started, config)
     )
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:

@@ -94,6 +94,18 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_another_config(tmp_path, 
     assert "drift" in capsys.readouterr().err
 
 
+def test_a_run_older_than_a_key_of_the_config_resumes_with_its_default(tmp_path, capsys):
+    command = ["train", *SMALL, f"output={tmp_path}"]
+    assert main(command) == 0
+    saved = tmp_path / "config.yaml"
+    kept = [line for line in saved.read_text().splitlines() if not line.startswith("precision")]
+    assert len(kept) == len(saved.read_text().splitlines()) - 1
+    saved.write_text("\n".join(kept) + "\n")
+    assert main([*command, "resume=true", "precision=bfloat16"]) == 2
+    assert "changed in precision" in capsys.readouterr().err
+    assert main([*command, "resume=true", "steps=6"]) == 0
+
+
 def test_two_processes_do_not_train_in_one_folder(tmp_path, capsys):
     from filelock import FileLock
 
