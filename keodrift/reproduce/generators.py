@@ -267,7 +267,9 @@ def draw(grid: Grid, runs: Path, report: dict[str, Any], path: Path) -> None:
                 steps, mean = values[0, :, 0], values[..., 1].mean(0)
                 std = values[..., 1].std(0, ddof=1) if len(values) > 1 else 0 * mean
                 panel.plot(steps, mean, color=f"C{k}", label=label)
-                panel.fill_between(steps, mean - std, mean + std, color=f"C{k}", alpha=0.2, lw=0)
+                # No lower than the best run: mean - std may be negative, which no log axis shows.
+                low = np.maximum(mean - std, values[..., 1].min(0))
+                panel.fill_between(steps, low, mean + std, color=f"C{k}", alpha=0.2, lw=0)
             floors = [
                 r["w2_floor"]
                 for r in report["rows"]
