@@ -79,7 +79,7 @@ class Trainer:
         history: The rows of the log: ``step``, ``loss``, ``seconds`` and what ``evaluate`` gave.
 
     Raises:
-        ArgumentError: A number is out of range.
+        ArgumentError: A number is out of range, or the precision unknown.
 
     Reference:
         Deng et al., the drifting loss; EMA weights as in the MNIST protocol of Sinkhorn drifting.

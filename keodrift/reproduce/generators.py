@@ -265,7 +265,7 @@ def draw(grid: Grid, runs: Path, report: dict[str, Any], path: Path) -> None:
                     continue
                 values = np.array(curves)
                 steps, mean = values[0, :, 0], values[..., 1].mean(0)
-                std = values[..., 1].std(0, ddof=1) if len(values) > 1 else 0 * mean
+                std = values[..., 1].std(0, ddof=1) if len(values) > 1 else 0.0
                 panel.plot(steps, mean, color=f"C{k}", label=label)
                 # No lower than the best run: mean - std may be negative, which no log axis shows.
                 low = np.maximum(mean - std, values[..., 1].min(0))
