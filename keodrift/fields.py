@@ -60,32 +60,22 @@ class Side:
         empty = kernel.empty_rows(self.bias)  # nothing left to be pulled by
         return pull if empty is None else pull.masked_fill(empty[..., None], 0)
 
-    def log_mass(self, z: Tensor, mask_self: bool = False) -> Tensor:
-        """ℓ(z) = log Σ_j exp(β_j − C(z, y_j)/τ), float64 ``(…, N)``."""
-        return self.kernel(z, mask_self).log_mass(self.bias)
-
 
 @dataclass(frozen=True)
 class JointMass:
     """The masses m⁺ = m⁻ = s⁺s⁻ of Deng et al., Algorithm 2.
 
     Attributes:
-        data: The data cloud with multiplicities as bias, for the row sums r.
+        data: Log multiplicities of the data cloud, float64 ``(…, M)``, for the row sums r.
         model: The same for the model cloud.
     """
 
-    data: Side
-    model: Side
+    data: Tensor
+    model: Tensor
 
-    def __call__(self, field: DriftField, z: Tensor, mask_self: bool) -> Tensor:
-        """s⁺(z)·s⁻(z) of a field, ``(…, N)``."""
-        rows = self.log_rows(z, mask_self)
-        data, model = field.data.log_mass(z), field.model.log_mass(z, mask_self)
-        return (data + model - rows).exp()
-
-    def log_rows(self, z: Tensor, mask_self: bool) -> Tensor:
-        """Log r(z): row sums over data, particles and extra negatives together."""
-        return torch.logaddexp(self.data.log_mass(z), self.model.log_mass(z, mask_self))
+    def log_rows(self, data: GibbsKernel, model: GibbsKernel) -> Tensor:
+        """Log r(z): row sums over data, particles and extra negatives together, ``(…, N)``."""
+        return torch.logaddexp(data.log_mass(self.data), model.log_mass(self.model))
 
 
 @dataclass(frozen=True)
@@ -102,6 +92,7 @@ class DriftField:
         mass: The masses m±, or None where they are 1.
         floor: Pointwise floor of the joint coupling (released Algorithm 2); 0 for none.
         couplings: Data and model coupling, where the field has marginals to speak of.
+        kernels: Data and model kernel at the particles, where the fit has built them.
 
     Example:
         >>> import torch, keodrift as kd
@@ -119,6 +110,7 @@ class DriftField:
     mass: JointMass | None = None
     floor: float = 0.0
     couplings: tuple[Coupling, Coupling] | None = None
+    kernels: tuple[GibbsKernel, GibbsKernel] | None = None
 
     def __call__(self, z: Tensor | None = None) -> Tensor:
         """The drift at ``z (…, K, d)``, or at the particles.
@@ -136,34 +128,43 @@ class DriftField:
                 batch axes and device.
         """
         if z is None:
-            with torch.no_grad(), torch.autocast(self.particles.device.type, enabled=False):
-                return self._at(self.particles, self.mask_self).to(self.dtype)
+            with torch.no_grad():
+                return self._at_particles().to(self.dtype)
         queries = check_queries("z", z, self.particles)
-        with torch.autocast(self.particles.device.type, enabled=False):
-            return self._at(queries, False).to(z.dtype)
+        kernels = self.data.kernel(queries), self.model.kernel(queries)
+        return self._at(queries, *kernels).to(z.dtype)
 
-    def _at(self, z: Tensor, mask_self: bool) -> Tensor:
-        if self.floor > 0 and self.mass is not None:
-            return self._floored(self.mass, z, mask_self)
-        shifts: tuple[Tensor | None, ...] = (None, None)
-        if z is self.particles and self.couplings is not None:
-            # At the particles the couplings have the kernels, and near enough the log-masses.
-            data, model = (coupling.kernel for coupling in self.couplings)
-            shifts = tuple(None if c.row is None else -c.row for c in self.couplings)
-        else:
-            data, model = self.data.kernel(z), self.model.kernel(z, mask_self)
-        drift = self.data.pull(z, self.velocity, data, shifts[0])
-        drift = drift - self.model.pull(z, self.velocity, model, shifts[1])
+    def _at_particles(self) -> Tensor:
+        x = self.particles
+        kernels = self.kernels or (self.data.kernel(x), self.model.kernel(x, self.mask_self))
+        if self.couplings is None:
+            return self._at(x, *kernels)
+        # The couplings know the log-masses near enough.
+        shifts = (None if c.row is None else -c.row for c in self.couplings)
+        return self._at(x, *kernels, *shifts)
+
+    def _at(
+        self,
+        z: Tensor,
+        data: GibbsKernel,
+        model: GibbsKernel,
+        data_shift: Tensor | None = None,
+        model_shift: Tensor | None = None,
+    ) -> Tensor:
+        if self.mass is not None and self.floor > 0:
+            return self._floored(self.mass, data, model)
+        drift = self.data.pull(z, self.velocity, data, data_shift)
+        drift = drift - self.model.pull(z, self.velocity, model, model_shift)
         if self.mass is None:
             return drift
-        return self.mass(self, z, mask_self)[..., None].to(drift.dtype) * drift
+        columns = data.log_mass(self.data.bias) + model.log_mass(self.model.bias)
+        mass = (columns - self.mass.log_rows(data, model)).exp()
+        return mass[..., None].to(drift.dtype) * drift
 
-    def _floored(self, mass: JointMass, z: Tensor, mask_self: bool) -> Tensor:
-        shift = mass.log_rows(z, mask_self) / 2
-        s_data, t_data = self.data.kernel(z).floored(self.data.bias, shift, self.floor)
-        s_model, t_model = self.model.kernel(z, mask_self).floored(
-            self.model.bias, shift, self.floor
-        )
+    def _floored(self, mass: JointMass, data: GibbsKernel, model: GibbsKernel) -> Tensor:
+        shift = mass.log_rows(data, model) / 2
+        s_data, t_data = data.floored(self.data.bias, shift, self.floor)
+        s_model, t_model = model.floored(self.model.bias, shift, self.floor)
         return (s_data * s_model)[..., None].to(t_data.dtype) * (t_data - t_model)
 
     @cached_property

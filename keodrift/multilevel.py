@@ -17,6 +17,7 @@ from torch import Tensor
 from keodrift.costs import Cost
 from keodrift.newton import newton
 from keodrift.reductions import GibbsKernel, gibbs_kernel
+from keodrift.reductions.precision import full_precision
 from keodrift.sinkhorn import Coupling, half_step, solve
 
 Potential = Callable[[Tensor], Tensor]
@@ -235,7 +236,8 @@ def _nearest(points: Tensor, samples: Tensor) -> Tensor:
 
 def _argmin(points: Tensor, samples: Tensor) -> Tensor:
     parts = points.split(max(1, (1 << 20) // len(samples)))
-    return torch.cat([torch.cdist(part, samples).argmin(-1) for part in parts])
+    with full_precision(points.device.type):
+        return torch.cat([torch.cdist(part, samples).argmin(-1) for part in parts])
 
 
 def _cool(x: Tensor, y: Tensor, a: Tensor, b: Tensor, cost: Cost, tau: float) -> Tensor:

@@ -35,7 +35,8 @@ def row_entropy(side: Side, z: Tensor) -> Tensor:
     about = (side.bias - level).clamp_min(-1e30)[..., None]
     mean = kernel.barycentre(side.bias, about)[..., 0].double() + level
     colder, hotter = (
-        replace(side, tau=side.tau / factor).log_mass(z) for factor in (1 + STEP, 1 - STEP)
+        replace(side, tau=side.tau / factor).kernel(z).log_mass(side.bias)
+        for factor in (1 + STEP, 1 - STEP)
     )
     return mass - mean - (colder - hotter) / (2 * STEP)
 

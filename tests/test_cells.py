@@ -245,6 +245,23 @@ def test_batch_axes(always):
     assert (mean - ref.barycentre(x, y, bias, "half_squared", 0.3)).abs().max() <= 1e-8
 
 
+def test_the_precision_of_networks_does_not_reach_inside(always):
+    x, y = modes(1, 300, 2, torch.float32), modes(2, 300, 2, torch.float32)
+
+    def verbs():
+        kernel = gibbs_kernel(x, y, "half_squared", 0.3, backend="cells")
+        return kernel.log_mass(torch.zeros(300)), kernel.barycentre(torch.zeros(300))
+
+    expected = verbs()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            got = verbs()
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
 def test_no_atom_alive(always):
     kernel = gibbs_kernel(torch.zeros(4, 2), torch.ones(3, 2), backend="cells")
     assert torch.isneginf(kernel.log_mass(torch.full((3,), -torch.inf))).all()

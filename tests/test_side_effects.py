@@ -166,6 +166,7 @@ def state():
         torch.is_inference_mode_enabled(),
         torch.get_default_dtype(),
         torch.is_autocast_enabled("cpu"),
+        torch.get_float32_matmul_precision(),
         torch.are_deterministic_algorithms_enabled(),
         torch.get_num_threads(),
         torch.get_rng_state().tolist(),
@@ -274,7 +275,7 @@ def test_outputs_share_no_memory_with_inputs():
 
 def test_a_field_survives_changes_of_its_clouds():
     """Particles are moved in place by many a training loop; a fitted field must not notice."""
-    for drift in (kd.OneSidedDrift(0.5), SINKHORN):
+    for drift in (kd.OneSidedDrift(0.5), kd.TwoSidedDrift(0.5), SINKHORN):
         x, y = X.clone(), Y.clone()
         z = torch.zeros(3, 2)
         field = drift.fit(x, y)
@@ -282,6 +283,58 @@ def test_a_field_survives_changes_of_its_clouds():
         x += 1
         y *= 2
         assert torch.equal(field(z), at_z) and torch.equal(field(), v)
+
+
+@contextlib.contextmanager
+def reduced_products():
+    """What training scripts choose for their networks; TF32 on a GPU, bfloat16 on some CPUs."""
+    kept = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(kept)
+
+
+MODES = {
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "products": reduced_products,
+}
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+@pytest.mark.parametrize("backend", ["dense", "tiled"])
+def test_the_precision_of_networks_does_not_reach_inside(mode, backend):
+    random = torch.Generator().manual_seed(0)
+    x, y, z = (torch.randn(n, 40, generator=random) for n in (200, 300, 100))
+    recipes = [
+        kd.OneSidedDrift(9.0, backend=backend),
+        kd.OneSidedDrift(1.0, cost="euclidean", velocity="gradient", backend=backend),
+        kd.TwoSidedDrift(9.0, form="joint", backend=backend),
+        kd.TwoSidedDrift(9.0, form="joint", floor=1e-3, backend=backend),
+        kd.SinkhornDrift(9.0, iterations=5, backend=backend),
+        kd.SinkhornDrift(9.0, backend=backend),
+    ]
+
+    def everything():
+        fields = [recipe.fit(x, y) for recipe in recipes]
+        own, elsewhere = [field() for field in fields], [field(z) for field in fields]
+        neighbours = [kd.effective_neighbours(field) for field in fields]
+        divergence = kd.sinkhorn_divergence(x, y, 9.0, backend=backend)
+        return [*own, *elsewhere, *neighbours, divergence]
+
+    expected = everything()
+    with mode():
+        before = state()
+        got = everything()
+        assert state() == before
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_reduced_products_are_turned_off_where_torch_has_one_setting_for_all(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "matmul", None)
+    test_the_precision_of_networks_does_not_reach_inside(reduced_products, "tiled")
 
 
 @every_call

@@ -14,7 +14,7 @@ from keodrift.costs import as_cost
 from keodrift.drifts.groups import drift_by_label
 from keodrift.errors import OptionError, ShapeError
 from keodrift.fields import DriftField, Side
-from keodrift.reductions import ENGINES
+from keodrift.reductions import ENGINES, GibbsKernel, gibbs_kernel
 
 
 def count(weights: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ class Drift(ABC):
             if not isinstance(start, DriftField):
                 raise OptionError("start", type(start).__name__, "a DriftField fitted before")
             checks.check_cloud("start", start.particles, problem.x)
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        with torch.no_grad():
             return self._fit(problem, start)
 
     @abstractmethod
@@ -193,6 +193,10 @@ class Drift(ABC):
     def side(self, points: Tensor, bias: Tensor) -> Side:
         """A cloud with a bias, under this drift's cost, temperature and engine."""
         return Side(points, bias, self.cost, self.tau, self.backend)
+
+    def kernel(self, x: Tensor, y: Tensor, masked: bool = False) -> GibbsKernel:
+        """The Gibbs kernel of two clouds, under this drift's cost, temperature and engine."""
+        return gibbs_kernel(x, y, self.cost, self.tau, mask_self=masked, backend=self.backend)
 
     def field(self, problem: Problem, data: Tensor, model: Tensor, **extra: Any) -> DriftField:
         """A field from the biases of its two sides."""

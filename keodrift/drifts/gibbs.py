@@ -11,7 +11,7 @@ from keodrift.checks import check_choice, check_positive
 from keodrift.drifts.base import Drift, Problem, count
 from keodrift.errors import OptionError
 from keodrift.fields import DriftField, JointMass
-from keodrift.reductions import gibbs_kernel
+from keodrift.reductions import GibbsKernel
 
 
 @dataclass(frozen=True)
@@ -73,25 +73,32 @@ class TwoSidedDrift(Drift):
             )
 
     def _fit(self, problem: Problem, start: DriftField | None) -> DriftField:
+        kernels = (
+            self.kernel(problem.x, problem.y),
+            self.kernel(problem.x, problem.z, masked=self.mask_self),
+        )
         if self.form == "split":
-            data, model = self._columns(problem, problem.a.log())
-            return self.field(problem, problem.b.log() - data / 2, problem.c.log() - model / 2)
+            data, model = _log_columns(kernels, problem.a.log())
+            b, c = problem.b.log(), problem.c.log()
+            return self.field(problem, b - data / 2, c - model / 2, kernels=kernels)
         # Multiplicities instead of weights: a uniform cloud counts its points, as the papers do.
         particles, n = problem.x.shape[-2], count(problem.a)
         counts = problem.a * n
-        data, model = self._columns(problem, counts.log())
+        data, model = _log_columns(kernels, counts.log())
         b = (problem.b * count(problem.b)).log()
         c = (problem.c / problem.c[..., :particles].sum(-1, keepdim=True) * n).log()
-        mass = JointMass(self.side(problem.y, b), self.side(problem.z, c))
-        return self.field(problem, b - data / 2, c - model / 2, mass=mass, floor=self.floor or 0.0)
-
-    def _columns(self, problem: Problem, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Log column sums over the particles, on data and model cloud."""
-        data, model = (
-            gibbs_kernel(
-                cloud, problem.x, self.cost, self.tau, mask_self=masked, backend=self.backend
-            ).log_mass(bias)
-            for cloud, masked in ((problem.y, False), (problem.z, self.mask_self))
+        return self.field(
+            problem,
+            b - data / 2,
+            c - model / 2,
+            mass=JointMass(b, c),
+            floor=self.floor or 0.0,
+            kernels=kernels,
         )
-        # A lone particle, masked, has no column to normalise.
-        return data, model.masked_fill(torch.isneginf(model), 0)
+
+
+def _log_columns(kernels: tuple[GibbsKernel, GibbsKernel], bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Log column sums over the particles, on data and model cloud."""
+    data, model = (kernel.T.log_mass(bias) for kernel in kernels)
+    # A lone particle, masked, has no column to normalise.
+    return data, model.masked_fill(torch.isneginf(model), 0)

@@ -11,7 +11,6 @@ from keodrift.drifts.base import Drift, Problem
 from keodrift.errors import OptionError
 from keodrift.fields import DriftField
 from keodrift.multilevel import Potential, converge, displacement
-from keodrift.reductions import gibbs_kernel
 from keodrift.sinkhorn import Coupling, iterate
 
 
@@ -83,7 +82,8 @@ class SinkhornDrift(Drift):
             symmetric=symmetric,
             masked=self.mask_self,
         )
-        return self.field(problem, data.bias, model.bias, couplings=(data, model))
+        kernels = data.kernel, model.kernel
+        return self.field(problem, data.bias, model.bias, couplings=(data, model), kernels=kernels)
 
     def couple(
         self,
@@ -98,7 +98,7 @@ class SinkhornDrift(Drift):
         masked: bool = False,
     ) -> Coupling:
         """The entropic coupling of checked clouds, by this drift's iterations or tolerance."""
-        kernel = gibbs_kernel(x, y, self.cost, self.tau, mask_self=masked, backend=self.backend)
+        kernel = self.kernel(x, y, masked)
         if self.iterations is not None:
             return iterate(kernel, a, b, self.iterations, tol=self.tol)
         return converge(

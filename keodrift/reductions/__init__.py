@@ -42,7 +42,7 @@ class Choice:
     """An engine and the reason for it.
 
     Attributes:
-        engine: ``"dense"``, ``"tiled"`` or ``"keops"``.
+        engine: One of `ENGINES`.
         reason: One sentence.
     """
 

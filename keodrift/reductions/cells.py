@@ -31,6 +31,7 @@ from keodrift.reductions.expansion import (
 from keodrift.reductions.keops import KeopsKernel
 from keodrift.reductions.kernel import GibbsKernel
 from keodrift.reductions.partition import Cells, Tilted, cut, relevant
+from keodrift.reductions.precision import in_full_precision
 
 # Dimensions in which cells of one bandwidth hold many points.
 CELLS_DIMENSION = 3
@@ -79,6 +80,7 @@ class CellKernel(GibbsKernel):
             and not frame.x.requires_grad
         )
 
+    @in_full_precision
     def log_mass(self, bias: Tensor, shift: Tensor | None = None) -> Tensor:
         """As in `GibbsKernel.log_mass`; between cells a guess saves nothing."""
         found = self._sums(bias, averages=False)
@@ -86,6 +88,7 @@ class CellKernel(GibbsKernel):
             return self._exact.log_mass(bias, shift)
         return (self.frame.row + found).reshape(*self.batch, -1)
 
+    @in_full_precision
     def barycentre(
         self, bias: Tensor, values: Tensor | None = None, shift: Tensor | None = None
     ) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from keodrift.reductions.frame import Frame
 from keodrift.reductions.kernel import GibbsKernel
+from keodrift.reductions.precision import in_full_precision
 
 # Absorbed weights stop at exp(−55), so that products with them are not denormal, which cost ten
 # times a normal one; sums are trusted within exp(±25), where that is lost in rounding.
@@ -48,6 +49,7 @@ class DenseKernel(GibbsKernel):
         self._turned = False  # whether rows here are columns of the absorbed block
 
     @cached_property
+    @in_full_precision
     def block(self) -> Tensor:
         """``c_ij`` in working coordinates, ``(B, N, M)``; +inf on excluded pairs."""
         block = working_cost(self.frame, self.frame.x, self.frame.y)
@@ -87,11 +89,22 @@ class DenseKernel(GibbsKernel):
             yield rows, exponentials_(logits.sub_(floor)), top
 
     def _plain_sum(self, bias: Tensor, shift: Tensor, values: Tensor | None = None) -> Tensor:
+        return self._sum(bias, shift, values, 0.0)
+
+    def _floored_sum(self, bias: Tensor, shift: Tensor, values: Tensor, floor: float) -> Tensor:
+        if not self.block.requires_grad:
+            return self._sum(bias, shift, values, floor)
+        weights = (bias[:, None, :] - self.block - shift[..., None]).exp()
+        return raise_to(floor, weights, self.frame.mask_self) @ values
+
+    def _sum(self, bias: Tensor, shift: Tensor, values: Tensor | None, floor: float) -> Tensor:
         width = 1 if values is None else values.shape[-1]
         total = bias.new_empty(*self.block.shape[:-1], width)
         for rows in row_blocks(self.block):
             logits = bias[:, None, :] - self.block[:, rows]
             weights = exponentials_(logits.sub_(shift[:, rows, None]))
+            if floor > 0:
+                weights = raise_to(floor, weights, self.frame.mask_self, rows.start)
             total[:, rows] = weights.sum(-1, keepdim=True) if values is None else weights @ values
         return total
 
@@ -121,11 +134,6 @@ class DenseKernel(GibbsKernel):
         if not (float(low) > -ABSORBED_REACH and float(high) < ABSORBED_REACH):
             return None
         return mass.add_(top).sub_(row), total[..., 1:] / total[..., :1]
-
-    def _floored_sum(self, bias: Tensor, shift: Tensor, values: Tensor, floor: float) -> Tensor:
-        logits = bias[:, None, :] - self.block - shift[..., None]
-        weights = logits.exp() if logits.requires_grad else exponentials_(logits)
-        return raise_to(floor, weights, self.frame.mask_self) @ values
 
     def _absorb(self, bias: Tensor, shift: Tensor) -> None:
         block, frame = self.block.detach(), self.frame

@@ -2,7 +2,7 @@
 
 Whatever the points' dtype, vectors with one number a point (biases, log-masses, potentials) are
 float64: they cost O(N), and their differences decide the coupling. The N×M arithmetic runs in the
-dtype of the points.
+dtype of the points, in its full precision.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from keodrift.reductions.frame import Frame
+from keodrift.reductions.precision import in_full_precision
 
 
 class GibbsKernel(ABC):
@@ -57,6 +58,7 @@ class GibbsKernel(ABC):
         """The transposed kernel: queries y, atoms x."""
         return type(self)(self.frame.transposed(), self.batch)
 
+    @in_full_precision
     def log_mass(self, bias: Tensor, shift: Tensor | None = None) -> Tensor:
         """Log-mass ℓ_i = log Σ_j exp(bias_j − C_ij/τ).
 
@@ -75,6 +77,7 @@ class GibbsKernel(ABC):
         bias, top = self._working(bias)
         return (self.frame.row + top + self._log_sum(bias)).reshape(*self.batch, -1)
 
+    @in_full_precision
     def barycentre(
         self, bias: Tensor, values: Tensor | None = None, shift: Tensor | None = None
     ) -> Tensor:
@@ -102,6 +105,7 @@ class GibbsKernel(ABC):
         mean = mean.reshape(*self.batch, *mean.shape[-2:])
         return mean if empty is None else mean.masked_fill(empty[..., None], 0)
 
+    @in_full_precision
     def mean_cost_gradient(self, bias: Tensor) -> Tensor:
         """Mean gradient Σ_j softmax_j ∇_x C(x_i, y_j) = −τ ∇ℓ(x_i), ``(…, N, d)``."""
         frame = self.frame
@@ -129,6 +133,7 @@ class GibbsKernel(ABC):
             slope = slope.masked_fill(empty[..., None], 0)
         return -frame.tau * frame.scale * slope
 
+    @in_full_precision
     def floored(self, bias: Tensor, shift: Tensor, floor: float) -> tuple[Tensor, Tensor]:
         """Mass and barycentre of the coupling max(exp(bias_j − shift_i − C_ij/τ), floor)."""
         bias, top = self._working(bias)
