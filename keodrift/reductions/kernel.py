@@ -49,7 +49,7 @@ class GibbsKernel(ABC):
 
     @abstractmethod
     def _floored_sum(self, bias: Tensor, shift: Tensor, values: Tensor, floor: float) -> Tensor:
-        """``Σ_j max(exp(bias_j − shift_i − c_ij), floor) values_j``, ``(B, N, v)``, no graph."""
+        """``Σ_j max(exp(bias_j − shift_i − c_ij), floor) values_j``, ``(B, N, v)``."""
 
     # What users of a kernel call.
 
