@@ -139,7 +139,8 @@ def mode_coverage(x: Tensor, modes: Tensor, radius: float) -> ModeCoverage:
     _check_pair(x, modes, "modes")
     if not radius > 0:
         raise ArgumentError("radius", radius, "a positive distance")
-    distance, nearest = torch.cdist(x.detach(), modes.to(x)).min(dim=1)
+    pairs = torch.cdist(x.detach(), modes.to(x), compute_mode="donot_use_mm_for_euclid_dist")
+    distance, nearest = pairs.min(dim=1)
     counts = torch.bincount(nearest[distance <= radius], minlength=len(modes))
     masses = counts.to(torch.float32) / len(x)
     return ModeCoverage(

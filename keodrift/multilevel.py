@@ -201,17 +201,22 @@ def cluster(points: Tensor, weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
     drawn = torch.multinomial(
         weights.cpu(), min(k, alive), replacement=False, generator=generator
     ).to(points.device)
-    centres = points[drawn]
+    # Far from the origin distances by matrix products lose their digits.
+    origin = points.double().mean(0)
+    local = points.double() - origin
+    rounded = local.to(points.dtype)
+    centres = rounded[drawn]
     for _ in range(LLOYD + 1):
-        nearest = _nearest(points, centres)
+        nearest = _nearest(rounded, centres)
         mass = torch.zeros(len(centres), dtype=weights.dtype, device=points.device)
         mass.index_add_(0, nearest, weights)
-        total = points.new_zeros(centres.shape, dtype=torch.float64)
-        total.index_add_(0, nearest, points.double() * weights[:, None])
+        total = local.new_zeros(centres.shape)
+        total.index_add_(0, nearest, local * weights[:, None])
         kept = mass > 0
         mass = mass[kept]
-        centres = (total[kept] / mass[:, None]).to(points.dtype)
-    return centres, mass
+        means = total[kept] / mass[:, None]
+        centres = means.to(points.dtype)
+    return (origin + means).to(points.dtype), mass
 
 
 def _nearest(points: Tensor, samples: Tensor) -> Tensor:

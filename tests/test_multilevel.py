@@ -39,6 +39,17 @@ def test_clusters_keep_mass_and_mean(monkeypatch, cloud, regional, d, k):
     assert torch.equal(again, centres)
 
 
+def test_clusters_far_from_the_origin_are_those_near_it(cloud):
+    points = (cloud(0, 500, 2) * 256).round().float() / 256  # exact also where it is shifted
+    far = points + 8192
+    assert torch.equal(far - 8192, points)
+    (centres, mass), (moved, same) = (
+        multilevel.cluster(p, uniform(500), 30) for p in (points, far)
+    )
+    assert torch.equal(mass, same)
+    torch.testing.assert_close(moved - 8192, centres, rtol=0, atol=1e-3)  # a rounding there
+
+
 def test_the_regional_search_is_nearly_the_exact_one(monkeypatch, cloud):
     points, samples = cloud(0, 3000, 2), cloud(1, 400, 2)
     exact = torch.cdist(points, samples).amin(-1)
