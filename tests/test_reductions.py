@@ -18,7 +18,7 @@ import torch
 import keodrift as kd
 from keodrift.costs import Cost
 from keodrift.errors import ArgumentError, OptionError
-from keodrift.reductions import ENGINES, choose_backend, gibbs_kernel
+from keodrift.reductions import ENGINES, choose_backend, gibbs_kernel, keops
 
 STORED = ["dense", "tiled"]
 RHOS = [1e-3, 1.0, 1e3]
@@ -342,6 +342,13 @@ class TestKeops:
         for rho in RHOS:
             Case(cloud, rho=rho).check("keops", guesses=(0.0, 3.0, 500.0))
         Case(cloud, batch=(2, 2)).check("keops", guesses=(0.0,))
+
+    def test_plain_sums_about_a_rough_guess(self, cloud, monkeypatch):
+        monkeypatch.setattr(keops, "ROUGH_PAIRS", 0)
+        Case(cloud).check("keops", guesses=(None,))  # too few atoms for a guess
+        monkeypatch.setattr(keops, "ROUGH_ATOMS", 5)
+        for rho in RHOS:
+            Case(cloud, rho=rho).check("keops", guesses=(None,))
 
     def test_plain_sums_in_high_dimension(self, cloud):
         Case(cloud, d=64).check("keops", verbs=("mass",), guesses=(0.0, 3.0))

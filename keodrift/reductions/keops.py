@@ -104,7 +104,9 @@ class KeopsKernel(GibbsKernel):
         """A guess of the log-sum from a few atoms, where a plain sum about it is worth trying."""
         frame = self.frame
         n, m = frame.x.shape[1], frame.y.shape[1]
-        if frame.x.requires_grad or frame.cost.form != "quadratic" or n * m < ROUGH_PAIRS:
+        if frame.x.requires_grad or frame.cost.form != "quadratic":
+            return None
+        if n * m < ROUGH_PAIRS or m < ROUGH_ATOMS:
             return None
         stride = m // ROUGH_ATOMS
         few = replace(
