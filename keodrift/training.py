@@ -188,6 +188,7 @@ class Trainer:
                     shown = {k: v for k, v in row.items() if k not in ("step", "seconds")}
                     bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items()}, refresh=False)
                 if self.step % self.checkpoint_every == 0:
+                    self._check_finite(loss)  # also where no row is logged: it would be kept
                     self.save()
                     saved_at = self.step
         if saved_at != self.step:
@@ -223,14 +224,17 @@ class Trainer:
             self.average.eval()
             with torch.no_grad():
                 row |= {name: float(value) for name, value in self.evaluate(self.average).items()}
-        if not math.isfinite(row["loss"]):
-            raise FloatingPointError(f"the loss became {row['loss']} at step {self.step}")
+        self._check_finite(loss)
         row["seconds"] = round(self.seconds, 3)
         self.history.append(row)
         if self.folder is not None:
             with open(self.folder / "metrics.jsonl", "a") as log:
                 log.write(json.dumps(row) + "\n")
         return row
+
+    def _check_finite(self, loss: Tensor) -> None:
+        if not math.isfinite(float(loss)):
+            raise FloatingPointError(f"the loss became {float(loss)} at step {self.step}")
 
     @property
     def checkpoint(self) -> Path:

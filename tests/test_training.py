@@ -238,6 +238,24 @@ def test_a_diverging_loss_stops_the_run():
         run.run(3)
 
 
+def test_a_diverged_network_is_never_kept(tmp_path):
+    class LateExplosion(kd.OneSidedDrift):
+        calls = 0
+
+        def __call__(self, x, y, **options):
+            type(self).calls += 1
+            return torch.full_like(x, float("inf") if self.calls == 4 else 0.0)
+
+    run = trainer(
+        drift=LateExplosion(1.0), warm_start=False, folder=tmp_path, checkpoint_every=2, log_every=3
+    )
+    with pytest.raises(FloatingPointError, match="step 4"):
+        run.run(9)
+    kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert kept["step"] == 2
+    assert all(bool(torch.isfinite(weight).all()) for weight in kept["network"].values())
+
+
 @pytest.mark.parametrize(
     ("argument", "value"),
     [
