@@ -141,3 +141,11 @@ def test_energy_distance_is_its_definition(monkeypatch, cloud, d):
     assert abs(energy_distance(x, y) - float(expected)) <= 1e-9
     monkeypatch.setattr(metrics, "BLOCK", 100)
     assert abs(energy_distance(x, y) - float(expected)) <= 1e-9
+
+
+def test_modes_far_from_the_origin_are_counted_as_near_it():
+    modes = torch.arange(30.0)[:, None].expand(30, 2)
+    x = modes.repeat(2, 1) + 0.25
+    near, far = (mode_coverage(x + shift, modes + shift, 0.5) for shift in (0, 8192))
+    assert near.covered == far.covered == 30 and far.stray == 0
+    assert torch.equal(near.masses, far.masses)
