@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
+from wrong_masses import configured, draw, wrong
 
 import keodrift as kd
 from keodrift.data import sample_target
@@ -177,8 +177,6 @@ def quality(spec: dict, path: Path) -> None:
 
 def masses(spec: dict, path: Path) -> None:
     """From 90/10 on two modes to 50/50: how fast the share of the first mode falls."""
-    from wrong_masses import draw, wrong
-
     size = spec["batch"]
     network = MLP(width=128, hidden=3, seed=0)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
@@ -273,13 +271,18 @@ def figure_truth(rows: list[dict], axes) -> list[str]:
 
 
 def figure_noise(rows: list[dict], axes) -> list[str]:
-    lines = ["| field | batch | variance / mean ‖V‖² | seconds a field |", "|---|---:|---:|---:|"]
-    for field in dict.fromkeys(r["field"] for r in rows):
-        mine = sorted((r for r in rows if r["field"] == field), key=lambda r: r["batch"])
+    lines = [
+        "| τ | field | batch | variance / mean ‖V‖² | seconds a field |",
+        "|---:|---|---:|---:|---:|",
+    ]
+    for tau, field in dict.fromkeys((r["tau"], r["field"]) for r in rows):
+        mine = sorted(
+            (r for r in rows if (r["tau"], r["field"]) == (tau, field)), key=lambda r: r["batch"]
+        )
         share = [r["variance"] / r["mean_square"] for r in mine]
-        axes.plot([r["batch"] for r in mine], share, "o-", label=field)
+        axes.plot([r["batch"] for r in mine], share, "o-", label=f"{field}, τ = {tau:g}")
         lines += [
-            f"| {field} | {r['batch']:,} | {s:.4f} | {r['seconds']:.2f} |"
+            f"| {tau:g} | {field} | {r['batch']:,} | {s:.4f} | {r['seconds']:.2f} |"
             for r, s in zip(mine, share, strict=True)
         ]
     axes.set_xlabel("batch")
@@ -325,19 +328,20 @@ def figure_quality(rows: list[dict], panels) -> list[str]:
 
 def figure_masses(rows: list[dict], axes) -> list[str]:
     lines = [
-        "| field | batch | heavy mode at the end | between the modes | seconds to 55 % |",
-        "|---|---:|---:|---:|---:|",
+        "| τ | field | batch | heavy mode at the end | between the modes | seconds to 55 % |",
+        "|---:|---|---:|---:|---:|---:|",
     ]
-    for r in sorted(rows, key=lambda r: (r["field"], r["batch"])):
-        k = sorted({one["batch"] for one in rows}).index(r["batch"])
+    colours = sorted({(r["tau"], r["batch"]) for r in rows})
+    for r in sorted(rows, key=lambda r: (r["tau"], r["field"], r["batch"])):
+        k, name = colours.index((r["tau"], r["batch"])), f"{r['field']}, {r['batch']:,}"
         times, heavy = zip(*((row["seconds"], row["heavy"]) for row in r["rows"]), strict=True)
         style = "-" if r["field"] == "converged" else ":"
-        axes.plot(times, heavy, style, color=f"C{k}", label=f"{r['field']}, {r['batch']:,}")
+        axes.plot(times, heavy, style, color=f"C{k}", label=f"{name}, τ = {r['tau']:g}")
         reached = [row["seconds"] for row in r["rows"] if row["heavy"] <= 0.55]
         when = f"{reached[0]:.0f}" if reached else "not reached"
         lines.append(
-            f"| {r['field']} | {r['batch']:,} | {heavy[-1]:.3f} | {r['rows'][-1]['between']:.3f} | "
-            f"{when} |"
+            f"| {r['tau']:g} | {r['field']} | {r['batch']:,} | {heavy[-1]:.3f} | "
+            f"{r['rows'][-1]['between']:.3f} | {when} |"
         )
     axes.axhline(0.5, color="0.5", lw=0.8)
     axes.set_xlabel("training time [s]")
@@ -347,9 +351,7 @@ def figure_masses(rows: list[dict], axes) -> list[str]:
 
 
 def main(arguments: list[str]) -> None:
-    given = OmegaConf.from_dotlist(arguments)
-    small = QUICK if given.get("quick") else {}
-    config = OmegaConf.merge(OmegaConf.create(SETTINGS), small, given)
+    config = configured(SETTINGS, QUICK, arguments)
     folder = Path(config.output)
     cells = {folder / "cells" / f"{name_of(spec)}.json": spec for spec in cells_of(config)}
     run_missing(work, cells, name="large batch", workers=config.workers)

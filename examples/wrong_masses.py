@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 import keodrift as kd
 from keodrift.files import atomic_path, write_json
@@ -49,6 +50,17 @@ SETTINGS = {
     "workers": 2,
     "quick": False,
     "output": "outputs/wrong_masses",
+}
+QUICK = {
+    "problems": [[2, 2]],
+    "size": 60,
+    "large": 90,
+    "taus": [0.1],
+    "steps": 40,
+    "step": 0.5,
+    "batches": [64],
+    "train_taus": [0.1],
+    "train_steps": 5,
 }
 STD = 0.1  # of every mode, a length
 
@@ -266,12 +278,25 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def configured(settings: dict, quick: dict, arguments: list[str]):
+    """Settings as the command line changes them; ends with one sentence where it cannot."""
+    config = OmegaConf.create(settings)
+    OmegaConf.set_struct(config, True)  # a key that is not there is a mistake
+    for word in arguments:
+        if "=" not in word:
+            sys.exit(f"{word}: needs the form key=value.")
+    try:
+        given = OmegaConf.from_dotlist(arguments)
+        config = OmegaConf.merge(config, quick if given.get("quick") else {}, given)
+    except OmegaConfBaseException as error:
+        sys.exit(f"{' '.join(arguments)}: {str(error).splitlines()[0]}")
+    if not set(config.parts) <= set(settings["parts"]):
+        sys.exit(f"parts: got {config.parts}, needs some of {settings['parts']}.")
+    return config
+
+
 def main(arguments: list[str]) -> list[dict]:
-    config = OmegaConf.merge(OmegaConf.create(SETTINGS), OmegaConf.from_dotlist(arguments))
-    if config.quick:
-        small = {"size": 60, "large": 90, "batches": [64], "taus": [0.1], "train_taus": [0.1]}
-        few = {"problems": [[2, 2]], "steps": 40, "step": 0.5, "train_steps": 5}
-        config = OmegaConf.merge(config, small, few)
+    config = configured(SETTINGS, QUICK, arguments)
     folder = Path(config.output)
     cells = {folder / "cells" / f"{cell.name}.json": cell for cell in cells_of(config)}
     starts = {

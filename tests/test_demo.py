@@ -92,9 +92,19 @@ def test_wrong_masses_writes_figure_and_table(tmp_path):
 
 
 def test_large_batch_writes_figure_and_tables(tmp_path):
-    done = run("large_batch.py", "quick=true", f"output={tmp_path}", cwd=tmp_path)
+    words = ("quick=true", "noise.taus=[0.1,1.0]", f"output={tmp_path}")
+    done = run("large_batch.py", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "large_batch.png").stat().st_size > 10_000
     page = (tmp_path / "large_batch.md").read_text()
     for title in ("against the truth", "Noise", "Generators", "Wrong mode masses"):
         assert title in page
+    assert page.count("| 1 | converged |") == 2  # one row a batch
+
+
+@pytest.mark.parametrize("script", ["wrong_masses.py", "large_batch.py"])
+@pytest.mark.parametrize("word", ["taus_=[1]", "parts=[everything]", "quick"])
+def test_a_mistake_on_the_command_line_ends_in_one_sentence(script, word, tmp_path):
+    done = run(script, word, f"output={tmp_path}/none", cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert word.split("=")[0] in done.stderr and not list(tmp_path.iterdir())

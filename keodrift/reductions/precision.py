@@ -25,21 +25,22 @@ def full_precision(device: str) -> Iterator[None]:
     """
     backend = torch.backends.cuda if device == "cuda" else torch.backends.mkldnn
     products: Any = getattr(backend, "matmul", None)
+    read: Callable[[], Any]
+    write: Callable[[Any], None]
+    if hasattr(products, "fp32_precision"):
+        read = functools.partial(getattr, products, "fp32_precision")
+        write = functools.partial(setattr, products, "fp32_precision")
+        exact = "ieee"
+    else:  # before torch 2.9
+        read, write = torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
+        exact = "highest"
     with torch.autocast(device, enabled=False):
-        if not hasattr(products, "fp32_precision"):  # before torch 2.9
-            kept = torch.get_float32_matmul_precision()
-            torch.set_float32_matmul_precision("highest")
-            try:
-                yield
-            finally:
-                torch.set_float32_matmul_precision(kept)
-            return
-        kept = products.fp32_precision
-        products.fp32_precision = "ieee"
+        kept = read()
+        write(exact)
         try:
             yield
         finally:
-            products.fp32_precision = kept
+            write(kept)
 
 
 def in_full_precision(verb: Callable[P, R]) -> Callable[P, R]:
