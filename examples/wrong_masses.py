@@ -270,7 +270,7 @@ def table(rows: list[dict]) -> str:
         "|---|---:|---|---:|---:|---:|---:|",
     ]
     for row in rows:
-        steps = f"{row['half_steps']:.1f}" if row.get("half_steps") else ""
+        steps = f"{row['half_steps']:.1f}" if row.get("half_steps", 0) > 1 else ""
         lines.append(
             f"| {title_of(row)} | {row['tau']:g} | {row['field']} | {row['wrong']:.3f} | "
             f"{row['stray']:.3f} | {row['w2']:.4f} | {steps} |"

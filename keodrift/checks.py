@@ -60,7 +60,8 @@ def check_cloud(name: str, points: Tensor, like: Tensor | None = None) -> Tensor
     points = points.detach().clone()
     if points.dtype in (torch.float16, torch.bfloat16):
         points = points.float()
-    _check_finite(name, points)
+    check_finite(name, points)
+    _check_range(name, points)
     return points
 
 
@@ -81,10 +82,14 @@ def check_queries(name: str, points: Tensor, like: Tensor) -> Tensor:
     return check_cloud(name, points, like)
 
 
-def _check_finite(name: str, points: Tensor) -> None:
+def check_finite(name: str, points: Tensor) -> None:
+    """Checks that no coordinate is NaN or infinite."""
     if not bool(torch.isfinite(points).all()):
         bad = int((~torch.isfinite(points)).sum())
         raise NonFiniteError(name, f"{bad} NaN or infinite coordinates", "finite coordinates")
+
+
+def _check_range(name: str, points: Tensor) -> None:
     largest, limit = float(points.abs().max()), torch.finfo(points.dtype).max ** 0.5 / 1024
     if largest > limit:
         raise NonFiniteError(

@@ -11,6 +11,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from keodrift.checks import check_finite
 from keodrift.errors import ArgumentError, MissingDependencyError, ShapeError
 from keodrift.reductions import gibbs_kernel
 
@@ -22,6 +23,8 @@ def _check_pair(x: Tensor, y: Tensor, name: str) -> None:
         raise ShapeError("x", tuple(x.shape), "a shape (N, d) with N ≥ 1")
     if y.ndim != 2 or len(y) == 0 or y.shape[1] != x.shape[1]:
         raise ShapeError(name, tuple(y.shape), f"a shape (M, {x.shape[1]}) with M ≥ 1")
+    check_finite("x", x)
+    check_finite(name, y)
 
 
 def subsample(points: Tensor, cap: int, generator: torch.Generator | None = None) -> Tensor:
@@ -68,6 +71,7 @@ def wasserstein_squared(
 
     Raises:
         ShapeError: The clouds are empty or live in different dimensions.
+        NonFiniteError: A coordinate is NaN or infinite.
         MissingDependencyError: POT is not installed.
 
     Reference:
@@ -129,6 +133,7 @@ def mode_coverage(x: Tensor, modes: Tensor, radius: float) -> ModeCoverage:
 
     Raises:
         ShapeError: The clouds are empty or live in different dimensions.
+        NonFiniteError: A coordinate is NaN or infinite.
         ArgumentError: ``radius`` is not positive.
 
     Example:
@@ -195,6 +200,7 @@ def median_distance(
 
     Raises:
         ShapeError: The clouds are empty or live in different dimensions.
+        NonFiniteError: A coordinate is NaN or infinite.
 
     Example:
         >>> median_distance(torch.zeros(1, 1), torch.tensor([[3.0]]))
@@ -221,6 +227,7 @@ def mmd_squared(
 
     Raises:
         ShapeError: The clouds are empty or live in different dimensions.
+        NonFiniteError: A coordinate is NaN or infinite.
         ArgumentError: ``bandwidth`` is not positive, which its median is not where most points
             coincide.
 
@@ -260,6 +267,7 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
 
     Raises:
         ShapeError: The clouds are empty or live in different dimensions.
+        NonFiniteError: A coordinate is NaN or infinite.
 
     Reference:
         Székely and Rizzo, Energy statistics, JSPI 2013.

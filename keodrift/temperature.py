@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from keodrift.checks import check_positive
+from keodrift.checks import check_cloud, check_positive
 from keodrift.drifts import Drift
-from keodrift.errors import ArgumentError
+from keodrift.errors import ArgumentError, ShapeError
 from keodrift.fields import DriftField, Side
 
 # Relative step in 1/τ of a central difference of log-masses: its own error is its square, and
@@ -76,7 +76,8 @@ def tau_for_neighbours(
         τ, in the unit of the drift's cost.
 
     Raises:
-        ArgumentError: ``neighbours`` is not between 1 and M, or no temperature has it.
+        ArgumentError: ``neighbours`` is not between 1 and M, no temperature has it, or a cloud is
+            not what it should be.
 
     Example:
         >>> import torch, keodrift as kd
@@ -86,6 +87,11 @@ def tau_for_neighbours(
         True
     """
     check_positive("rtol", rtol)
+    check_positive("neighbours", neighbours)
+    check_cloud("x", x)
+    check_cloud("y", y, x)
+    if y.dim() != 2:
+        raise ShapeError("y", tuple(y.shape), "one problem, a shape (M, d)")
     if not 1 < neighbours < len(y):
         raise ArgumentError("neighbours", neighbours, f"a number between 1 and M = {len(y)}")
 

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from keodrift.checks import check_choice
 from keodrift.data.batches import Batch, BatchSource, latent_batches, target_batches
-from keodrift.errors import ArgumentError
+from keodrift.errors import ArgumentError, NonFiniteError
 from keodrift.files import atomic_path
 from keodrift.flow import WarmStart
 from keodrift.loss import drift_loss
@@ -159,6 +159,7 @@ class Trainer:
 
         Raises:
             ArgumentError: ``resume`` without a folder, or a checkpoint of another network.
+            FloatingPointError: The training diverged; what was kept before stays.
         """
         if steps < 1:
             raise ArgumentError("steps", steps, "at least 1")
@@ -188,7 +189,6 @@ class Trainer:
                     shown = {k: v for k, v in row.items() if k not in ("step", "seconds")}
                     bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items()}, refresh=False)
                 if self.step % self.checkpoint_every == 0:
-                    self._check_finite(loss)  # also where no row is logged: it would be kept
                     self.save()
                     saved_at = self.step
         if saved_at != self.step:
@@ -199,7 +199,8 @@ class Trainer:
         batch = self.batches(self.generator)
         self.network.train()
         x = self._generated(batch)
-        loss = drift_loss(x, batch.data, self.drifts, **self.loss_options, **batch.options)
+        with self._judging_samples():
+            loss = drift_loss(x, batch.data, self.drifts, **self.loss_options, **batch.options)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.clip is not None:
@@ -220,11 +221,12 @@ class Trainer:
 
     def _log(self, loss: Tensor, evaluates: bool) -> dict[str, float]:
         row: dict[str, float] = {"step": self.step, "loss": float(loss)}
+        if not math.isfinite(row["loss"]):
+            raise self._diverged(f"the loss is {row['loss']}")
         if evaluates and self.evaluate is not None:
             self.average.eval()
-            with torch.no_grad():
+            with torch.no_grad(), self._judging_samples():
                 row |= {name: float(value) for name, value in self.evaluate(self.average).items()}
-        self._check_finite(loss)
         row["seconds"] = round(self.seconds, 3)
         self.history.append(row)
         if self.folder is not None:
@@ -232,9 +234,18 @@ class Trainer:
                 log.write(json.dumps(row) + "\n")
         return row
 
-    def _check_finite(self, loss: Tensor) -> None:
-        if not math.isfinite(float(loss)):
-            raise FloatingPointError(f"the loss became {float(loss)} at step {self.step}")
+    @contextmanager
+    def _judging_samples(self) -> Iterator[None]:
+        """Samples that are not finite are the end of a training, not a wrong argument."""
+        try:
+            yield
+        except NonFiniteError as error:
+            if error.argument != "x":
+                raise
+            raise self._diverged(f"samples hold {error.got}") from error
+
+    def _diverged(self, sign: str) -> FloatingPointError:
+        return FloatingPointError(f"training diverged: at step {self.step} {sign}")
 
     @property
     def checkpoint(self) -> Path:
@@ -244,7 +255,13 @@ class Trainer:
         return self.folder / "checkpoint.pt"
 
     def save(self) -> None:
-        """Writes the checkpoint atomically; without a folder it does nothing on disk."""
+        """Writes the checkpoint atomically; without a folder it does nothing on disk.
+
+        Raises:
+            FloatingPointError: The network's weights are not finite; an earlier checkpoint stays.
+        """
+        if not all(bool(torch.isfinite(w).all()) for w in self.network.parameters()):
+            raise self._diverged("weights of the network are NaN or infinite")
         for drift in self.drifts:
             if isinstance(drift, WarmStart):
                 drift.reset()

@@ -85,6 +85,14 @@ def test_a_wrong_config_ends_in_one_sentence(tmp_path, capsys, override, words):
     assert not (tmp_path / "none" / "checkpoint.pt").exists()
 
 
+def test_a_diverging_run_ends_in_one_sentence(tmp_path, capsys):
+    words = ["optimizer.lr=1e30", "generator=mlp", "steps=9", f"output={tmp_path}/r"]
+    small = [word for word in SMALL if "blocks" not in word]
+    assert main(["train", *small, *words]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("keodrift: training diverged") and said.count("\n") == 1
+
+
 def test_a_run_is_neither_overwritten_nor_resumed_with_another_config(tmp_path, capsys):
     command = ["train", *SMALL, "steps=1", f"output={tmp_path}/r"]
     assert main(command) == 0

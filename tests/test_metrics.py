@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import pytest
 import torch
 
 from keodrift import metrics
-from keodrift.errors import ArgumentError, MissingDependencyError, ShapeError
+from keodrift.errors import ArgumentError, MissingDependencyError, NonFiniteError, ShapeError
 from keodrift.metrics import (
     class_wasserstein_squared,
     energy_distance,
@@ -88,6 +89,26 @@ def test_refusals_name_the_argument():
         wasserstein_squared(x, x, cap=0)
     with pytest.raises(ArgumentError, match="radius"):
         mode_coverage(x, x, 0.0)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        wasserstein_squared,
+        median_distance,
+        mmd_squared,
+        energy_distance,
+        partial(mode_coverage, radius=1.0),
+    ],
+)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_points_that_are_not_finite_are_refused(metric, bad):
+    x = torch.zeros(3, 2)
+    broken = x.index_fill(0, torch.tensor(1), bad)
+    with pytest.raises(NonFiniteError, match="^x: got 2 NaN or infinite"):
+        metric(broken, x)
+    with pytest.raises(NonFiniteError, match="got 2 NaN or infinite"):
+        metric(x, broken)
 
 
 def test_a_missing_pot_is_named(monkeypatch):

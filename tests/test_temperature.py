@@ -9,7 +9,7 @@ import reference as ref
 import torch
 
 import keodrift as kd
-from keodrift.errors import ArgumentError
+from keodrift.errors import ArgumentError, ShapeError
 from keodrift.temperature import effective_neighbours, row_entropy, tau_for_neighbours
 
 DRIFTS = {
@@ -59,3 +59,8 @@ def test_search_finds_the_temperature(cloud, kind, wished, begin):
 def test_impossible_numbers_are_refused(cloud, neighbours):
     with pytest.raises(ArgumentError, match="neighbours"):
         tau_for_neighbours(kd.OneSidedDrift(tau=1.0), cloud(0, 9, 2), cloud(1, 100, 2), neighbours)
+
+
+def test_batches_of_clouds_are_refused(cloud):
+    with pytest.raises(ShapeError, match=r"^y: got \(2, 100, 2\)"):
+        tau_for_neighbours(kd.OneSidedDrift(tau=1.0), cloud(0, 2, 9, 2), cloud(1, 2, 100, 2), 5.0)

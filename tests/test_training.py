@@ -9,9 +9,10 @@ import torch
 
 import keodrift as kd
 from keodrift.data import load_digits_latents
-from keodrift.errors import ArgumentError
+from keodrift.errors import ArgumentError, NonFiniteError
 from keodrift.files import atomic_path, write_json
 from keodrift.generators import MLP, ConditionalMLP, sample
+from keodrift.metrics import wasserstein_squared
 from keodrift.training import Batch, Trainer, latent_batches, target_batches
 
 SHIFT = torch.tensor([3.0, -1.0])
@@ -254,6 +255,27 @@ def test_a_diverged_network_is_never_kept(tmp_path):
     kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert kept["step"] == 2
     assert all(bool(torch.isfinite(weight).all()) for weight in kept["network"].values())
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_samples_that_overflow_end_the_run(looks):
+    """The weights of the first step are finite, the samples made from them are not."""
+    real = torch.zeros(9, 2)
+    run = trainer(
+        evaluate=lambda network: {"w2": wasserstein_squared(sample(network, 9, seeded()), real)},
+        evaluate_every=1 if looks else 9,
+        ema=0.0,
+    )
+    run.optimizer.param_groups[0]["lr"] = 1e30
+    with pytest.raises(FloatingPointError, match="at step 1 samples hold .* infinite coordinates"):
+        run.run(3)
+
+
+def test_data_that_are_not_finite_are_a_wrong_argument():
+    run = trainer()
+    run.batches = lambda generator: Batch((torch.zeros(4, 2),), torch.full((4, 2), torch.nan))
+    with pytest.raises(NonFiniteError, match="^y: got"):
+        run.run(1)
 
 
 @pytest.mark.parametrize(
