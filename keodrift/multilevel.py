@@ -48,6 +48,7 @@ def converge(
     symmetric: bool = False,
     carried: Potential | None = None,
     displacement: float = 0.0,
+    backend: str = "auto",
 ) -> Coupling:
     """The coupling to a tolerance, from a coarse start or from a carried potential.
 
@@ -65,6 +66,7 @@ def converge(
         symmetric: The clouds are one.
         carried: A potential on y as a function, in units of τ.
         displacement: How far points are from those the potential was solved for, a length.
+        backend: Engine of the coarser problems.
     """
     cost, tau, spent = kernel.frame.cost, kernel.frame.tau, 0
     start: tuple[Tensor, Tensor | None] | None = None
@@ -89,6 +91,7 @@ def converge(
             tol=tol,
             max_iterations=max_iterations,
             symmetric=symmetric,
+            backend=backend,
         )
     return solve(
         kernel,
@@ -120,6 +123,7 @@ def coarse_start(
     tol: float,
     max_iterations: int,
     symmetric: bool = False,
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:
     """First potentials ``(g, f)`` for `solve`, in units of τ, from ever coarser problems.
 
@@ -133,13 +137,14 @@ def coarse_start(
         tol: Tolerance of the solve that follows; coarse levels are solved to a third of it.
         max_iterations: Cap on the half-steps of each level.
         symmetric: The clouds are one; its levels need no cooling, their rate is ½ at any τ.
+        backend: Engine of the coarser problems.
     """
     if symmetric and (x.shape[-2] <= SYMMETRIC or not _coarser(x, y)):
         return torch.zeros_like(b), None
     if not _coarser(x, y):
-        return _cool(x, y, a, b, cost, tau), None
+        return _cool(x, y, a, b, cost, tau, backend), None
     if _direct(x, y):
-        return newton(x, y, a, b, cost, tau, _cool(x, y, a, b, cost, tau), tol=tol)
+        return newton(x, y, a, b, cost, tau, _cool(x, y, a, b, cost, tau, backend), tol=tol)
     clusters = _clusters(x, y)
     coarse_x, coarse_a = cluster(x, a, clusters)
     coarse_y, coarse_b = (coarse_x, coarse_a) if symmetric else cluster(y, b, clusters)
@@ -153,9 +158,10 @@ def coarse_start(
         tol=COARSE_TOL * tol,
         max_iterations=max_iterations,
         symmetric=symmetric,
+        backend=backend,
     )
     coarse = solve(
-        gibbs_kernel(coarse_x, coarse_y, cost, tau),
+        gibbs_kernel(coarse_x, coarse_y, cost, tau, backend=backend),
         coarse_a,
         coarse_b,
         tol=COARSE_TOL * tol,
@@ -164,8 +170,8 @@ def coarse_start(
         symmetric=symmetric,
         warn=False,
     )
-    g = half_step(gibbs_kernel(y, coarse_x, cost, tau), coarse_a, coarse.f)
-    f = half_step(gibbs_kernel(x, coarse_y, cost, tau), coarse_b, coarse.g)
+    g = half_step(gibbs_kernel(y, coarse_x, cost, tau, backend=backend), coarse_a, coarse.f)
+    f = half_step(gibbs_kernel(x, coarse_y, cost, tau, backend=backend), coarse_b, coarse.g)
     return g, f
 
 
@@ -245,7 +251,9 @@ def _argmin(points: Tensor, samples: Tensor) -> Tensor:
         return torch.cat([torch.cdist(part, samples).argmin(-1) for part in parts])
 
 
-def _cool(x: Tensor, y: Tensor, a: Tensor, b: Tensor, cost: Cost, tau: float) -> Tensor:
+def _cool(
+    x: Tensor, y: Tensor, a: Tensor, b: Tensor, cost: Cost, tau: float, backend: str
+) -> Tensor:
     """A potential on y after one sweep at each temperature from the mean cost down to τ."""
     sample = cost.pairs(
         x[..., :: max(1, x.shape[-2] // 64), :], y[..., :: max(1, y.shape[-2] // 64), :]
@@ -256,7 +264,7 @@ def _cool(x: Tensor, y: Tensor, a: Tensor, b: Tensor, cost: Cost, tau: float) ->
     g = torch.zeros_like(b)  # in the unit of the cost
     for level in range(levels, 0, -1):
         temperature = tau * COOLING**level
-        kernel = gibbs_kernel(x, y, cost, temperature)
+        kernel = gibbs_kernel(x, y, cost, temperature, backend=backend)
         f = half_step(kernel, b, g / temperature)
         g = temperature * half_step(kernel.T, a, f)
     return g / tau

@@ -7,7 +7,7 @@ import reference as ref
 import torch
 
 import keodrift as kd
-from keodrift import multilevel
+from keodrift import multilevel, reductions
 from keodrift.costs import as_cost
 from keodrift.newton import newton
 from keodrift.reductions import gibbs_kernel
@@ -48,6 +48,15 @@ def test_clusters_far_from_the_origin_are_those_near_it(cloud):
     )
     assert torch.equal(mass, same)
     torch.testing.assert_close(moved - 8192, centres, rtol=0, atol=1e-3)  # a rounding there
+
+
+@pytest.mark.parametrize("backend", ["dense", "tiled"])
+def test_an_engine_that_compiles_nothing_does_so_for_clusters_too(monkeypatch, cloud, backend):
+    monkeypatch.setattr(reductions, "DENSE_PAIRS", 0)
+    drift = kd.SinkhornDrift(0.1, backend=backend)
+    monkeypatch.setitem(reductions.ENGINES, "keops", None)
+    field = drift.fit(cloud(0, 700, 2), cloud(1, 600, 2) + 2)
+    assert bool(field.converged) and field.couplings[0].kernel.engine == backend
 
 
 def test_the_regional_search_is_nearly_the_exact_one(monkeypatch, cloud):
