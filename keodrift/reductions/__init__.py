@@ -89,7 +89,7 @@ def choose_backend(
     if pairs <= DENSE_PAIRS:
         return Choice("dense", f"{pairs} pairs fit in one block")
     compressed = cost.form == "quadratic" and d <= CELLS_DIMENSION and not mask_self
-    if compressed and n * m > CELLS_PAIRS.get(device, math.inf):
+    if compressed and n * m >= CELLS_PAIRS.get(device, math.inf):
         return Choice("cells", f"{pairs} pairs in d = {d} are compressed between cells")
     limit = KEOPS_DIMENSION.get(device, 0)
     if d > limit:
