@@ -112,6 +112,6 @@ class SinkhornDrift(Drift):
             symmetric=symmetric,
             carried=carried,
             displacement=displacement,
-            # Small ones pick their engine, except where one was asked for that compiles nothing.
+            # Coarser problems pick theirs, except where one was asked for that compiles nothing.
             backend=self.backend if self.backend in ("dense", "tiled") else "auto",
         )
