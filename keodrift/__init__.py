@@ -2,10 +2,10 @@
 
 from keodrift.costs import Cost
 from keodrift.divergence import sinkhorn_divergence
-from keodrift.drifts import Drift, OneSidedDrift, SinkhornDrift, TwoSidedDrift
+from keodrift.drifts import Drift, OneSidedDrift, SinkhornDrift, SoftmaxDrift, TwoSidedDrift
 from keodrift.errors import ArgumentError, BackendWarning, ConvergenceWarning
-from keodrift.fields import DriftField
-from keodrift.flow import Flow, WarmStart, simulate
+from keodrift.fields import Field, SoftmaxField
+from keodrift.flow import Flow, simulate
 from keodrift.loss import drift_loss, guidance_weight
 from keodrift.reductions import choose_backend, warmup
 from keodrift.temperature import effective_neighbours, tau_for_neighbours
@@ -18,12 +18,13 @@ __all__ = [
     "ConvergenceWarning",
     "Cost",
     "Drift",
-    "DriftField",
+    "Field",
     "Flow",
     "OneSidedDrift",
     "SinkhornDrift",
+    "SoftmaxDrift",
+    "SoftmaxField",
     "TwoSidedDrift",
-    "WarmStart",
     "choose_backend",
     "drift_loss",
     "effective_neighbours",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from numbers import Integral, Real
 
 import torch
@@ -19,6 +20,8 @@ from keodrift.errors import (
     TemperatureError,
     WeightsError,
 )
+
+PROBES = 32  # points of a cloud, at most, that a user's cost is tried on
 
 
 def check_cloud(name: str, points: Tensor, like: Tensor | None = None) -> Tensor:
@@ -100,25 +103,15 @@ def _check_range(name: str, points: Tensor) -> None:
 
 
 def check_weights(name: str, weights: Tensor | None, points: Tensor) -> Tensor:
-    """Checks weights ``(…, K)`` of a cloud and returns them in float64 with sum 1.
+    """Checks weights ``(…, K)`` of a cloud and returns them in float64; ones where none are given.
 
     Raises:
         ShapeError: Not one weight a point.
         DeviceError: Not on the device of the cloud.
-        WeightsError: Negative, not finite, or all zero.
+        WeightsError: Negative or not finite.
     """
-    shape = points.shape[:-1]
     if weights is None:
-        return torch.full(shape, 1 / shape[-1], dtype=torch.float64, device=points.device)
-    weights = check_column(name, weights, points)
-    total = weights.sum(-1, keepdim=True)
-    if not bool((total > 0).all()):
-        raise WeightsError(name, "weights that are all zero", "a positive sum in every problem")
-    return weights / total
-
-
-def check_column(name: str, weights: Tensor, points: Tensor) -> Tensor:
-    """Checks non-negative numbers ``(…, K)``, one a point, and returns them in float64."""
+        return torch.ones(points.shape[:-1], dtype=torch.float64, device=points.device)
     if not isinstance(weights, Tensor) or weights.dtype.is_complex:
         raise DtypeError(name, type(weights).__name__, "a real tensor, one weight a point")
     if weights.device != points.device:
@@ -133,6 +126,20 @@ def check_column(name: str, weights: Tensor, points: Tensor) -> Tensor:
     if bool((weights < 0).any()):
         raise WeightsError(name, f"a weight of {float(weights.min()):g}", "non-negative weights")
     return weights
+
+
+def normalised(name: str, weights: Tensor) -> Tensor:
+    """Checked weights ``(…, K)`` scaled to sum 1.
+
+    Raises:
+        WeightsError: All of a problem's weights are zero.
+    """
+    # By the largest first, so that no sum overflows.
+    top = weights.amax(-1, keepdim=True)
+    if not bool((top > 0).all()):
+        raise WeightsError(name, "weights that are all zero", "a positive sum in every problem")
+    weights = weights / top
+    return weights / weights.sum(-1, keepdim=True)
 
 
 def check_labels(name: str, labels: Tensor, points: Tensor) -> Tensor:
@@ -183,14 +190,22 @@ def check_positive(name: str, value: object, *, integer: bool = False) -> None:
         raise OptionError(name, repr(value), f"a positive {'integer' if integer else 'number'}")
 
 
-def check_cost(cost: Cost, x: Tensor, y: Tensor) -> None:
-    """Tries a user's expression on two points of each cloud.
+def check_cost(cost: Cost, x: Tensor, y: Tensor) -> Cost:
+    """Tries a user's expression on some points of each cloud, and whether it is symmetric there.
+
+    Returns:
+        The cost, with its symmetry known.
 
     Raises:
         CostError: It fails, or does not return one finite number a pair.
     """
-    if cost.form != "expression":
-        return
-    values = cost.pairs(x[..., :2, :], y[..., :3, :])
+    if cost.by_distance:
+        return cost
+    few = torch.cat([z[..., :: -(-z.shape[-2] // PROBES), :] for z in (x, y)], -2)
+    values = cost.pairs(few, few)
     if not bool(torch.isfinite(values).all()):
         raise CostError("cost", f"'{cost.name}' returning NaN or infinity", "finite values")
+    if cost.symmetric is not None:
+        return cost
+    off, size = float((values - values.mT).abs().max()), float(values.abs().max())
+    return replace(cost, symmetric=off <= 64 * torch.finfo(values.dtype).eps * size)

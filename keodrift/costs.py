@@ -1,17 +1,16 @@
 """Ground costs: one expression c(x, y) that every engine reads.
 
 An expression receives ``x`` of shape ``(…, N, 1, d)`` and ``y`` of shape ``(…, 1, M, d)``, as
-tensors or as KeOps LazyTensors, and reduces the last axis: ``((x - y) ** 2).sum(-1)``. The three
-named costs also carry the structure that the engines use: how they scale with length, and that a
-squared distance reacts to a translation only by a linear term in each cloud.
+tensors or as KeOps LazyTensors, and reduces the last axis: ``((x - y) ** 2).sum(-1)``. What more
+is known of a cost stands beside its expression: engines and starts ask for the knowledge, not for
+the name.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,14 +22,16 @@ Expression = Callable[[Any, Any], Any]
 
 @dataclass(frozen=True)
 class Cost:
-    """A ground cost C(x, y), symmetric where it serves a Sinkhorn self problem.
+    """A ground cost C(x, y) with what is known of it.
 
     Attributes:
         name: What it is called in messages and configs.
         expression: ``c(x, y)`` on broadcastable tensors and on LazyTensors alike.
-        form: ``"quadratic"`` and ``"distance"`` name the two families that the engines evaluate
-            with their own formulas; ``"expression"`` is evaluated as written.
-        factor: The cost is ``factor·½‖x−y‖²`` (quadratic) or ``factor·‖x−y‖`` (distance).
+        symmetric: Whether c(x, y) = c(y, x); None to have it tried on the points of each call.
+        curvature: Of a quadratic cost, which is ``curvature·½‖x−y‖²``; None for any other.
+            Translations then leave the pair loop, and matrix products replace differences.
+        radial: The cost as a function of the distance ‖x−y‖ alone, where it is one.
+        degree: p where c(sx, sy) = s^p·c(x, y): how lengths follow the temperature.
 
     Example:
         >>> cosine = Cost("cosine", lambda x, y: 1 - (x * y).sum(-1))
@@ -41,11 +42,13 @@ class Cost:
 
     name: str
     expression: Expression = field(repr=False)
-    form: Literal["quadratic", "distance", "expression"] = "expression"
-    factor: float = 1.0
+    symmetric: bool | None = None
+    curvature: float | None = None
+    radial: Callable[[Any], Any] | None = field(default=None, repr=False)
+    degree: float | None = None
 
     def pairs(self, x: Tensor, y: Tensor) -> Tensor:
-        """Evaluates the cost on every pair, dense.
+        """Evaluates the expression on every pair, dense.
 
         Args:
             x: Points, ``(…, N, d)``.
@@ -75,23 +78,41 @@ class Cost:
             )
         return value
 
-    def scale(self, tau: float) -> float:
-        """Factor on lengths after which a quadratic C/τ is ½‖·‖²; 1 for other costs."""
-        return math.sqrt(self.factor / tau) if self.form == "quadratic" else 1.0
+    @property
+    def turned(self) -> Cost:
+        """The cost of the pair (y, x): itself where it is symmetric."""
+        if self.symmetric:
+            return self
+        written = self.expression
+        back = written.expression if isinstance(written, _Turned) else _Turned(written)
+        return replace(self, expression=back)
+
+    @property
+    def by_distance(self) -> bool:
+        """Whether engines may form distances in place of evaluating the expression."""
+        return self.curvature is not None or self.radial is not None
+
+    def length(self, tau: Tensor) -> Tensor | None:
+        """The length at which the cost is about τ, or None where it is not known."""
+        if self.degree is None:
+            return None
+        return (tau / (self.curvature or 1.0)) ** (1 / self.degree)
+
+
+@dataclass(frozen=True)
+class _Turned:
+    """An expression with its points exchanged, which can be pickled as the expression can."""
+
+    expression: Expression
+
+    def __call__(self, x: Any, y: Any) -> Any:
+        return self.expression(y, x)
 
 
 _EXPRESSION_NEEDS = (
     "an expression c(x, y) of x (…, N, 1, d) and y (…, 1, M, d) that reduces the last axis, "
     "such as ((x - y) ** 2).sum(-1)"
 )
-
-
-def _safe_root(square: Any) -> Any:
-    # The distance has no derivative at 0; a floor makes it 0 there instead of NaN. LazyTensors
-    # guard their own square root.
-    if isinstance(square, Tensor):
-        return square.clamp_min(torch.finfo(square.dtype).tiny).sqrt()
-    return square.sqrt()
 
 
 # Named functions rather than lambdas, so that drifts and fields can be pickled.
@@ -104,12 +125,21 @@ def _half_squared(x: Any, y: Any) -> Any:
 
 
 def _euclidean(x: Any, y: Any) -> Any:
-    return _safe_root(_squared(x, y))
+    square = _squared(x, y)
+    # The distance has no derivative at 0; a floor makes it 0 there instead of NaN. LazyTensors
+    # guard their own square root.
+    if isinstance(square, Tensor):
+        square = square.clamp_min(torch.finfo(square.dtype).tiny)
+    return square.sqrt()
 
 
-half_squared = Cost("half_squared", _half_squared, "quadratic", 1.0)
-squared = Cost("squared", _squared, "quadratic", 2.0)
-euclidean = Cost("euclidean", _euclidean, "distance", 1.0)
+def _itself(distance: Any) -> Any:
+    return distance
+
+
+half_squared = Cost("half_squared", _half_squared, symmetric=True, curvature=1.0, degree=2)
+squared = Cost("squared", _squared, symmetric=True, curvature=2.0, degree=2)
+euclidean = Cost("euclidean", _euclidean, symmetric=True, radial=_itself, degree=1)
 
 COSTS: dict[str, Cost] = {cost.name: cost for cost in (half_squared, squared, euclidean)}
 

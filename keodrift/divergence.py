@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from keodrift.drifts import SinkhornDrift
-from keodrift.drifts.base import Problem
-from keodrift.sinkhorn import transport_value
+from keodrift import checks
+from keodrift.costs import Cost, as_cost
+from keodrift.drifts.clouds import Cloud
+from keodrift.reductions import Engine, check_backend
+from keodrift.transport import Coupling, EntropicProblem, Sinkhorn, coarse
 
 
 def sinkhorn_divergence(
@@ -22,8 +24,8 @@ def sinkhorn_divergence(
     y_weights: Tensor | None = None,
     cost: Any = "half_squared",
     tol: float = 1e-6,
-    max_iterations: int = 2000,
-    backend: str = "auto",
+    max_half_steps: int = 2000,
+    backend: str | Engine = "auto",
 ) -> Tensor:
     """Sinkhorn divergence between weighted clouds, debiased entropic transport.
 
@@ -38,7 +40,7 @@ def sinkhorn_divergence(
         y_weights: Weights of y, ``(…, M)``; uniform by default.
         cost: Ground cost; ½‖x−y‖² by default.
         tol: L1 marginal error of the three couplings.
-        max_iterations: Cap on the half-steps of each.
+        max_half_steps: Cap on the half-steps of each.
         backend: Engine; picked by default.
 
     Returns:
@@ -55,15 +57,15 @@ def sinkhorn_divergence(
         >>> kd.sinkhorn_divergence(x, torch.ones(3, 2), tau=0.1).item()
         1.0
     """
-    drift = SinkhornDrift(
-        tau,
-        cost=cost,
-        tol=tol,
-        max_iterations=max_iterations,
-        velocity="gradient",
-        backend=backend,
+    cost, tau = as_cost(cost), checks.check_tau(tau)
+    check_backend(backend)
+    solver = Sinkhorn(tol=tol, max_half_steps=max_half_steps)
+    clouds = (
+        Cloud.checked("x", x, x_weights, None, x),
+        Cloud.checked("y", y, y_weights, None, x),
     )
-    return _Divergence.apply(x, y, drift, x_weights, y_weights)
+    cost = checks.check_cost(cost, *(cloud.points for cloud in clouds))
+    return _Divergence.apply(x, y, clouds, (cost, tau, backend), solver)
 
 
 class _Divergence(torch.autograd.Function):
@@ -72,28 +74,47 @@ class _Divergence(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         y: Tensor,
-        drift: SinkhornDrift,
-        a: Tensor | None,
-        b: Tensor | None,
+        clouds: tuple[Cloud, Cloud],
+        how: tuple[Cost, float, str | Engine],
+        solver: Sinkhorn,
     ) -> Tensor:
-        there = drift.problem(x, y, a, b, None, None)
-        back = Problem(there.y, there.x, there.y, there.b, there.a, there.b, there.dtype)
-        cross = drift.couple(there.x, there.y, there.a, there.b)
-        selves = [drift.couple(p.x, p.x, p.a, p.a, symmetric=True) for p in (there, back)]
-        values = [transport_value(coupling, drift.tau) for coupling in (cross, *selves)]
-        # The same potentials read from either side give the drift of either cloud.
-        biases = (cross.bias, there.a.log() + cross.f)
+        (p, a), (q, b) = ((cloud.points, cloud.shares) for cloud in clouds)
+        cross = solver.couple(EntropicProblem(p, q, a, b, *how), coarse)
+        symmetric = bool(how[0].symmetric)
+        selves = [
+            solver.couple(EntropicProblem(z, z, w, w, *how, symmetric=symmetric), coarse)
+            for z, w in ((p, a), (q, b))
+        ]
         slopes = [
-            -p.a[..., None].to(p.x.dtype) * drift.field(p, bias, own.bias)() if needed else None
-            for p, bias, own, needed in zip(
-                (there, back), biases, selves, (x.requires_grad, y.requires_grad), strict=True
+            w[..., None].to(z.dtype) * (slope(cross) - _self_slope(own)) if needed else None
+            for z, w, slope, own, needed in (
+                (p, a, _row_slope, selves[0], x.requires_grad),
+                (q, b, _column_slope, selves[1], y.requires_grad),
             )
         ]
         ctx.save_for_backward(*slopes)
-        return (values[0] - (values[1] + values[2]) / 2).to(x.dtype)
+        return (cross.value - (selves[0].value + selves[1].value) / 2).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         slopes = (None if s is None else grad[..., None, None] * s for s in ctx.saved_tensors)
         return (*slopes, None, None, None)
+
+
+def _row_slope(coupling: Coupling) -> Tensor:
+    """Gradient of OT_τ in the rows' points, for weights of 1."""
+    return coupling.problem.kernel.mean_cost_gradient(coupling.bias)
+
+
+def _column_slope(coupling: Coupling) -> Tensor:
+    """The same in the columns' points: the potentials read from the other side."""
+    bias = coupling.problem.a.log() + coupling.f
+    return coupling.problem.kernel.T.mean_cost_gradient(bias)
+
+
+def _self_slope(coupling: Coupling) -> Tensor:
+    """Half the gradient of OT_τ(q, q), in which every point is a row and a column."""
+    if coupling.problem.symmetric:
+        return _row_slope(coupling)
+    return (_row_slope(coupling) + _column_slope(coupling)) / 2

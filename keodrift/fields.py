@@ -1,22 +1,61 @@
-"""Drift fields: a data side and a model side, V(z) = m⁺(T⁺(z) − z) − m⁻(T⁻(z) − z).
+"""Drift fields: V at any point, and on which particles it was fitted.
 
-Each side is a cloud with a bias (one formula for every field), so a field can be evaluated
-anywhere; what differs between the methods is how the biases and the masses m± come about.
+Softmax fields have a data side and a model side, V(z) = m⁺(T⁺(z) − z) − m⁻(T⁻(z) − z). Each side is
+a cloud with a bias (one formula for every field); what differs between the methods is how the
+biases and the masses m± come about.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from keodrift.checks import check_queries
 from keodrift.costs import Cost
-from keodrift.multilevel import Potential
-from keodrift.reductions import GibbsKernel, gibbs_kernel
-from keodrift.sinkhorn import Coupling
+from keodrift.reductions import Engine, GibbsKernel, gibbs_kernel
+from keodrift.transport import Coupling
+
+
+class Field(ABC):
+    """A fitted drift, callable at any point.
+
+    Attributes:
+        particles: The particles it was fitted on, ``(…, N, d)``.
+        couplings: What was solved to find it; empty where nothing was.
+    """
+
+    particles: Tensor
+    couplings: tuple[Coupling, ...] = ()
+
+    @abstractmethod
+    def __call__(self, z: Tensor | None = None) -> Tensor:
+        """The drift at ``z (…, K, d)``, or at the particles."""
+
+    @property
+    def half_steps(self) -> int:
+        """Half-steps on the slower of its problems, that of the barycentre included."""
+        return max((coupling.half_steps for coupling in self.couplings), default=1)
+
+    @property
+    def marginal_error(self) -> Tensor | None:
+        """Largest L1 error of the couplings' inexact marginals, ``(…,)``; None without any."""
+        errors = [coupling.marginal_error for coupling in self.couplings]
+        return torch.stack(errors).amax(0) if errors else None
+
+    @property
+    def converged(self) -> Tensor | None:
+        """Whether all couplings reached their tolerance, ``(…,)`` bool; None without any."""
+        reached = [coupling.converged for coupling in self.couplings]
+        return torch.stack(reached).all(0) if reached else None
+
+    @property
+    def reason(self) -> str:
+        """Why the solver ended, in words."""
+        return "; ".join(dict.fromkeys(c.reason for c in self.couplings)) or "nothing was solved"
 
 
 @dataclass(frozen=True)
@@ -34,8 +73,8 @@ class Side:
     points: Tensor
     bias: Tensor
     cost: Cost
-    tau: float
-    backend: str = "auto"
+    tau: float | Tensor
+    backend: str | Engine = "auto"
 
     def kernel(self, z: Tensor, mask_self: bool = False) -> GibbsKernel:
         """The Gibbs kernel between queries ``z (…, N, d)`` and the cloud."""
@@ -44,7 +83,7 @@ class Side:
         )
 
     def pull(
-        self, z: Tensor, velocity: str, kernel: GibbsKernel, shift: Tensor | None = None
+        self, z: Tensor, velocity: str, kernel: GibbsKernel, guess: Tensor | None = None
     ) -> Tensor:
         """T(z) − z, or −Σ_j softmax_j ∇_z C(z, y_j) for ``velocity="gradient"``; ``(…, N, d)``.
 
@@ -52,13 +91,17 @@ class Side:
             z: Queries, ``(…, N, d)``.
             velocity: Which of the two.
             kernel: The Gibbs kernel between ``z`` and the cloud.
-            shift: A guess of the log-mass at ``z``, which makes it cheaper.
+            guess: Of the log-mass at ``z``, which makes it cheaper.
         """
         if velocity == "gradient":
             return -kernel.mean_cost_gradient(self.bias)
-        pull = kernel.barycentre(self.bias, shift=shift) - z
+        pull = kernel.barycentre(self.bias, guess=guess) - z
         empty = kernel.empty_rows(self.bias)  # nothing left to be pulled by
         return pull if empty is None else pull.masked_fill(empty[..., None], 0)
+
+
+# Masses m⁺, m⁻ at the queries of two kernels, float64 ``(…, N)`` each.
+Masses = Callable[["SoftmaxField", GibbsKernel, GibbsKernel], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -73,14 +116,22 @@ class JointMass:
     data: Tensor
     model: Tensor
 
+    def __call__(
+        self, field: SoftmaxField, data: GibbsKernel, model: GibbsKernel
+    ) -> tuple[Tensor, Tensor]:
+        """s⁺s⁻ at the queries of the kernels, twice."""
+        columns = data.log_mass(field.data.bias) + model.log_mass(field.model.bias)
+        mass = (columns - self.log_rows(data, model)).exp()
+        return mass, mass
+
     def log_rows(self, data: GibbsKernel, model: GibbsKernel) -> Tensor:
         """Log r(z): row sums over data, particles and extra negatives together, ``(…, N)``."""
         return torch.logaddexp(data.log_mass(self.data), model.log_mass(self.model))
 
 
 @dataclass(frozen=True)
-class DriftField:
-    """A fitted drift, callable at any point.
+class SoftmaxField(Field):
+    """A field of two softmax sides.
 
     Attributes:
         particles: The particles it was fitted on, ``(…, N, d)``.
@@ -89,8 +140,7 @@ class DriftField:
         velocity: ``"barycentric"`` or ``"gradient"``.
         mask_self: Whether a particle is excluded from its own repulsion.
         dtype: Of the drift; the computation is in float32 at least.
-        mass: The masses m±, or None where they are 1.
-        floor: Pointwise floor of the joint coupling (released Algorithm 2); 0 for none.
+        masses: The masses m±, or None where they are 1.
         couplings: Data and model coupling, where the field has marginals to speak of.
         kernels: Data and model kernel at the particles, where the fit has built them.
 
@@ -107,9 +157,8 @@ class DriftField:
     velocity: str = "barycentric"
     mask_self: bool = False
     dtype: torch.dtype = torch.float32
-    mass: JointMass | None = None
-    floor: float = 0.0
-    couplings: tuple[Coupling, Coupling] | None = None
+    masses: Masses | None = None
+    couplings: tuple[Coupling, ...] = ()
     kernels: tuple[GibbsKernel, GibbsKernel] | None = None
 
     def __call__(self, z: Tensor | None = None) -> Tensor:
@@ -127,81 +176,49 @@ class DriftField:
             ArgumentError: ``z`` is not a finite floating-point cloud of the field's dimension,
                 batch axes and device.
         """
-        if z is None:
-            with torch.no_grad():
-                return self._at_particles().to(self.dtype)
-        queries = check_queries("z", z, self.particles)
-        kernels = self.data.kernel(queries), self.model.kernel(queries)
-        return self._at(queries, *kernels).to(z.dtype)
-
-    def _at_particles(self) -> Tensor:
+        if z is not None:
+            queries = check_queries("z", z, self.particles)
+            kernels = self.data.kernel(queries), self.model.kernel(queries)
+            return self._at(queries, *kernels).to(z.dtype)
         x = self.particles
-        kernels = self.kernels or (self.data.kernel(x), self.model.kernel(x, self.mask_self))
-        if self.couplings is None:
-            return self._at(x, *kernels)
-        # The couplings know the log-masses near enough.
-        shifts = (None if c.row is None else -c.row for c in self.couplings)
-        return self._at(x, *kernels, *shifts)
+        with torch.no_grad():
+            kernels = self.kernels or (self.data.kernel(x), self.model.kernel(x, self.mask_self))
+            # The couplings know the log-masses near enough.
+            guesses = (None if c.row is None else -c.row for c in self.couplings)
+            return self._at(x, *kernels, *guesses).to(self.dtype)
 
     def _at(
         self,
         z: Tensor,
         data: GibbsKernel,
         model: GibbsKernel,
-        data_shift: Tensor | None = None,
-        model_shift: Tensor | None = None,
+        data_guess: Tensor | None = None,
+        model_guess: Tensor | None = None,
     ) -> Tensor:
-        if self.mass is not None and self.floor > 0:
-            return self._floored(self.mass, data, model)
-        drift = self.data.pull(z, self.velocity, data, data_shift)
-        drift = drift - self.model.pull(z, self.velocity, model, model_shift)
-        if self.mass is None:
-            return drift
-        columns = data.log_mass(self.data.bias) + model.log_mass(self.model.bias)
-        mass = (columns - self.mass.log_rows(data, model)).exp()
-        return mass[..., None].to(drift.dtype) * drift
+        towards = self.data.pull(z, self.velocity, data, data_guess)
+        away = self.model.pull(z, self.velocity, model, model_guess)
+        if self.masses is None:
+            return towards - away
+        plus, minus = (mass[..., None].to(towards.dtype) for mass in self.masses(self, data, model))
+        return plus * towards - minus * away
 
-    def _floored(self, mass: JointMass, data: GibbsKernel, model: GibbsKernel) -> Tensor:
-        shift = mass.log_rows(data, model) / 2
+
+@dataclass(frozen=True)
+class FlooredField(SoftmaxField):
+    """Deng et al.'s Algorithm 2 as released: the joint coupling is raised to a floor pointwise.
+
+    Attributes:
+        rows: Gives the row sums that the coupling is divided by.
+        floor: The least a pair may have.
+    """
+
+    rows: JointMass | None = None
+    floor: float = 0.0
+
+    def _at(self, z: Tensor, data: GibbsKernel, model: GibbsKernel, *_: Tensor | None) -> Tensor:
+        if self.rows is None:
+            return super()._at(z, data, model)
+        shift = self.rows.log_rows(data, model) / 2
         s_data, t_data = data.floored(self.data.bias, shift, self.floor)
         s_model, t_model = model.floored(self.model.bias, shift, self.floor)
         return (s_data * s_model)[..., None].to(t_data.dtype) * (t_data - t_model)
-
-    @cached_property
-    def iterations(self) -> int:
-        """Half-steps done on the slower of the two problems; 1 for a one-sided field."""
-        return 1 if self.couplings is None else max(c.iterations for c in self.couplings)
-
-    @cached_property
-    def marginal_error(self) -> Tensor | None:
-        """Larger L1 error of the two couplings' inexact marginals, ``(…,)``; None without any."""
-        if self.couplings is None:
-            return None
-        return torch.maximum(*(c.marginal_error for c in self.couplings))
-
-    @property
-    def converged(self) -> Tensor | None:
-        """Whether both couplings reached their tolerance, ``(…,)`` bool; None without any."""
-        if self.couplings is None:
-            return None
-        return self.couplings[0].converged & self.couplings[1].converged
-
-    @property
-    def potentials(self) -> tuple[Potential, Potential] | None:
-        """Potentials of the data and the model coupling as functions of points, in units of τ.
-
-        On new clouds they are a warm start; None where there are none to carry.
-        """
-        if self.couplings is None:
-            return None
-        side, x = self.data, self.particles
-
-        def function(coupling: Coupling) -> Potential:
-            def at(points: Tensor) -> Tensor:
-                kernel = gibbs_kernel(points, x, side.cost, side.tau, backend=side.backend)
-                return coupling.atoms_potential(kernel)
-
-            return at
-
-        data, model = self.couplings
-        return function(data), function(model)

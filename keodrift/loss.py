@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from keodrift.checks import check_cloud, check_positive
-from keodrift.drifts import Drift
+from keodrift.costs import euclidean
 from keodrift.errors import OptionError
+from keodrift.reductions import mean_cost
 
 
 def drift_loss(
     x: Tensor,
     y: Tensor,
-    drift: Drift | Sequence[Drift],
+    drift: Callable[..., Tensor] | Sequence[Callable[..., Tensor]],
     *,
     normalize: bool = False,
     scale_features: bool = False,
@@ -28,7 +29,7 @@ def drift_loss(
     Args:
         x: Particles, ``(…, N, d)``, usually a generator's output with its graph.
         y: Data, ``(…, M, d)``.
-        drift: The drift, or several (temperatures), whose fields are added.
+        drift: The drift, or several (temperatures), whose fields are added; any ``(x, y) → V``.
         normalize: Divides each field by its root mean square, so that every temperature and every
             stage of training moves particles equally far. Off: the field as it is.
         scale_features: Divides coordinates by the factor that makes the mean distance between
@@ -51,8 +52,8 @@ def drift_loss(
         1.0
     """
     drifts = drift if isinstance(drift, Sequence) else [drift]
-    if not drifts or not all(isinstance(one, Drift) for one in drifts):
-        raise OptionError("drift", repr(drift), "a Drift or a non-empty sequence of them")
+    if not drifts or not all(callable(one) for one in drifts):
+        raise OptionError("drift", repr(drift), "a drift or a non-empty sequence of them")
     check_cloud("x", x)
     check_cloud("y", y, x)
     if inputs.get("negatives") is not None:
@@ -90,10 +91,8 @@ def feature_scale(x: Tensor, y: Tensor, points: int = 2048) -> float:
         >>> feature_scale(torch.zeros(1, 4), torch.full((1, 4), 3.0))
         3.0
     """
-    few_x, few_y = (
-        cloud.detach()[..., :: -(-cloud.shape[-2] // points), :].double() for cloud in (x, y)
-    )
-    scale = float(torch.cdist(few_x, few_y).mean()) / math.sqrt(x.shape[-1])
+    distance = mean_cost(x.detach().double(), y.detach().double(), euclidean, points).mean()
+    scale = float(distance) / math.sqrt(x.shape[-1])
     return scale if scale > 0 else 1.0
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from keodrift.checks import check_finite
+from keodrift.costs import euclidean
 from keodrift.errors import ArgumentError, MissingDependencyError, ShapeError
-from keodrift.reductions import gibbs_kernel
-
-BLOCK = 1 << 22  # distances held at a time
+from keodrift.reductions import gibbs_kernel, mean_cost, nearest
+from keodrift.reductions import median_distance as median_of
 
 
 def _check_pair(x: Tensor, y: Tensor, name: str) -> None:
@@ -144,9 +144,8 @@ def mode_coverage(x: Tensor, modes: Tensor, radius: float) -> ModeCoverage:
     _check_pair(x, modes, "modes")
     if not radius > 0:
         raise ArgumentError("radius", radius, "a positive distance")
-    pairs = torch.cdist(x.detach(), modes.to(x), compute_mode="donot_use_mm_for_euclid_dist")
-    distance, nearest = pairs.min(dim=1)
-    counts = torch.bincount(nearest[distance <= radius], minlength=len(modes))
+    distance, mode = nearest(x.detach(), modes.to(x))
+    counts = torch.bincount(mode[distance <= radius], minlength=len(modes))
     masses = counts.to(torch.float32) / len(x)
     return ModeCoverage(
         masses=masses,
@@ -207,8 +206,8 @@ def median_distance(
         3.0
     """
     _check_pair(x, y, "y")
-    parts = [subsample(cloud, cap, generator).detach().double() for cloud in (x, y)]
-    return float(torch.pdist(torch.cat(parts)).median())
+    parts = [subsample(cloud, cap, generator).detach() for cloud in (x, y)]
+    return median_of(torch.cat(parts))
 
 
 def mmd_squared(
@@ -280,14 +279,5 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
     # About a common centre, so that far clouds keep their digits.
     centre = y.detach().double().mean(0)
     x, y = (z.detach().double() - centre for z in (x, y))
-    return 2 * _mean_distance(x, y) - _mean_distance(x, x) - _mean_distance(y, y)
-
-
-def _mean_distance(x: Tensor, y: Tensor) -> float:
-    rows = x.split(max(1, BLOCK // len(y)))
-    total = 0.0
-    for part in rows:
-        # Distances from products of coordinates would lose half the digits of small ones.
-        distances = torch.cdist(part, y, compute_mode="donot_use_mm_for_euclid_dist")
-        total += float(distances.sum())
-    return total / (len(x) * len(y))
+    across, *within = (mean_cost(p, q, euclidean) for p, q in ((x, y), (x, x), (y, y)))
+    return float(2 * across - sum(within))

@@ -8,9 +8,9 @@ from dataclasses import replace
 from torch import Tensor
 
 from keodrift.checks import check_cloud, check_positive
-from keodrift.drifts import Drift
+from keodrift.drifts import SoftmaxDrift
 from keodrift.errors import ArgumentError, ShapeError
-from keodrift.fields import DriftField, Side
+from keodrift.fields import Field, Side, SoftmaxField
 
 # Relative step in 1/τ of a central difference of log-masses: its own error is its square, and
 # float32 log-masses leave about 1e-3.
@@ -41,7 +41,7 @@ def row_entropy(side: Side, z: Tensor) -> Tensor:
     return mass - mean - (colder - hotter) / (2 * STEP)
 
 
-def effective_neighbours(field: DriftField) -> Tensor:
+def effective_neighbours(field: Field) -> Tensor:
     """How many data points a particle effectively averages over: exp of the mean row entropy.
 
     Args:
@@ -50,17 +50,22 @@ def effective_neighbours(field: DriftField) -> Tensor:
     Returns:
         ``(…,)``, between 1 and the number of data points.
 
+    Raises:
+        ArgumentError: It is not a field of two softmax sides.
+
     Example:
         >>> import torch, keodrift as kd
         >>> x, y = torch.zeros(3, 2), torch.eye(2)
         >>> round(float(effective_neighbours(kd.OneSidedDrift(tau=1.0).fit(x, y))), 3)
         2.0
     """
+    if not isinstance(field, SoftmaxField):
+        raise ArgumentError("field", type(field).__name__, "a field of two softmax sides")
     return row_entropy(field.data, field.particles).mean(-1).exp()
 
 
 def tau_for_neighbours(
-    drift: Drift, x: Tensor, y: Tensor, neighbours: float, *, rtol: float = 0.02
+    drift: SoftmaxDrift, x: Tensor, y: Tensor, neighbours: float, *, rtol: float = 0.02
 ) -> float:
     """The temperature at which a drift averages over a wished number of data points.
 

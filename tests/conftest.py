@@ -27,7 +27,7 @@ def keops() -> None:
     """Asks for the KeOps engine itself: a fallback to another engine fails the test."""
     if not any(name and shutil.which(name) for name in COMPILERS):
         pytest.skip("KeOps needs a C++ compiler, and neither g++ nor clang++ was found")
-    from keodrift.reductions import compiler
+    from keodrift.reductions.engines.keops import compiler
 
     assert compiler.failure() is None, "KeOps failed earlier in this run"
     yield

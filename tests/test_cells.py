@@ -17,8 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import keodrift as kd
-from keodrift.reductions import cells, choose_backend, expansion, gibbs_kernel, partition
-from keodrift.reductions.cells import ACCURACY, CellKernel
+from keodrift.reductions import choose_backend, gibbs_kernel
+from keodrift.reductions.engines.cells import expansion, partition
+from keodrift.reductions.engines.cells import kernel as cells
+from keodrift.reductions.engines.cells.kernel import ACCURACY, CellKernel
 
 DTYPES = [torch.float32, torch.float64]
 
@@ -304,7 +306,7 @@ def test_what_cannot_be_compressed_is_still_right(case, cloud):
 def test_sinkhorn_drift_is_that_of_the_dense_engine(always, tau):
     x, y = modes(1, 400, 2), modes(2, 500, 2)
     drifts = [
-        kd.SinkhornDrift(tau, tol=1e-7, max_iterations=5000, backend=backend)(x, y)
+        kd.SinkhornDrift(tau, tol=1e-7, max_half_steps=5000, backend=backend)(x, y)
         for backend in ("cells", "dense")
     ]
     assert (drifts[0] - drifts[1]).norm() <= 1e-5 * drifts[1].norm()

@@ -143,7 +143,7 @@ def test_value_and_gradient_keep_the_dtype(cloud, dtype):
 def test_the_cap_warns(clouds):
     x, y, *_ = clouds
     with pytest.warns(ConvergenceWarning):
-        value = kd.sinkhorn_divergence(x, y, 0.01, tol=1e-12, max_iterations=3)
+        value = kd.sinkhorn_divergence(x, y, 0.01, tol=1e-12, max_half_steps=3)
     assert torch.isfinite(value)
 
 

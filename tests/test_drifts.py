@@ -60,9 +60,9 @@ RECIPES = {
     "one-sided": (kd.OneSidedDrift, {}, ref.one_sided, {}),
     "split": (kd.TwoSidedDrift, {}, ref.two_sided, {}),
     "joint": (kd.TwoSidedDrift, {"form": "joint"}, ref.joint, {}),
-    "sinkhorn T=1": (kd.SinkhornDrift, {"iterations": 1}, ref.sinkhorn, {"t": 1}),
-    "sinkhorn T=3": (kd.SinkhornDrift, {"iterations": 3}, ref.sinkhorn, {"t": 3}),
-    "sinkhorn T=21": (kd.SinkhornDrift, {"iterations": 21}, ref.sinkhorn, {"t": 21}),
+    "sinkhorn T=1": (kd.SinkhornDrift, {"half_steps": 1}, ref.sinkhorn, {"t": 1}),
+    "sinkhorn T=3": (kd.SinkhornDrift, {"half_steps": 3}, ref.sinkhorn, {"t": 3}),
+    "sinkhorn T=21": (kd.SinkhornDrift, {"half_steps": 21}, ref.sinkhorn, {"t": 21}),
 }
 
 
@@ -80,7 +80,7 @@ def test_recipe_is_its_formula(clouds, recipe, cost, velocity, mask, weighted, n
     p = ref.problem(x, y, tau, cost=cost, mask=mask, **short)
     drift = drift_type(tau, cost=as_cost(cost), velocity=velocity, mask_self=mask, **options)
     field = drift.fit(x, y, **long)
-    passes = options.get("iterations", 2)
+    passes = options.get("half_steps", 2)
     agree(field, reference(p, velocity=velocity, **extra), p, clouds["z"], passes)
     assert torch.equal(drift(x, y, **long), field())
 
@@ -140,7 +140,7 @@ ALL_DRIFTS = {
     "split": lambda tau, **o: kd.TwoSidedDrift(tau, **o),
     "joint": lambda tau, **o: kd.TwoSidedDrift(tau, form="joint", **o),
     "joint, floor": lambda tau, **o: kd.TwoSidedDrift(tau, form="joint", floor=0.01, **o),
-    "sinkhorn T=9": lambda tau, **o: kd.SinkhornDrift(tau, iterations=9, **o),
+    "sinkhorn T=9": lambda tau, **o: kd.SinkhornDrift(tau, half_steps=9, **o),
     "sinkhorn": lambda tau, **o: kd.SinkhornDrift(tau, tol=1e-11, **o),
 }
 
@@ -151,7 +151,7 @@ def test_negatives_of_weight_zero_are_not_there(clouds, make):
     drift = make(0.9)
     none = drift(x, y)
     zero = drift(x, y, negatives=u, negative_weights=torch.zeros(U))
-    # Sinkhorn solves the two by different iterations, both to 1e-11.
+    # Sinkhorn solves the two by different half_steps, both to 1e-11.
     torch.testing.assert_close(zero, none, rtol=0, atol=1e-9)
     some = drift(x, y, negatives=u, negative_weights=torch.tensor([0.0, 2.0, 0.0, 1.0]))
     kept = drift(x, y, negatives=u[1::2], negative_weights=torch.tensor([2.0, 1.0]))
@@ -175,7 +175,7 @@ def test_batch_axes_are_independent_problems(cloud, make, backend):
     for i in range(2):
         for j in range(3):
             single = drift.fit(x[i, j], y[i, j], **{k: v[i, j] for k, v in long.items()})
-            # Converged entries stop at different iterations, both within 1e-11.
+            # Converged entries stop at different half_steps, both within 1e-11.
             torch.testing.assert_close(got[i, j], single(), rtol=0, atol=1e-9)
             torch.testing.assert_close(at_z[i, j], single(z[i, j]), rtol=0, atol=1e-9)
 
@@ -235,7 +235,7 @@ def test_ragged_labels_are_one_call_a_class(cloud, make, backend, negatives, wei
 
     got = call()
     for c in SIZES:
-        # Classes may be padded into one batch and stop at different iterations, all within 1e-11.
+        # Classes may be padded into one batch and stop at different half_steps, all within 1e-11.
         torch.testing.assert_close(got[x_labels == c], call(c), rtol=0, atol=1e-9)
 
 
@@ -286,8 +286,8 @@ def test_curl_free_fields_have_symmetric_jacobians_and_others_do_not(cloud):
 
 def in_single(drift):
     """A fixed number of half-steps where the tolerance is out of reach of single precision."""
-    converging = isinstance(drift, kd.SinkhornDrift) and drift.iterations is None
-    return dataclasses.replace(drift, iterations=41) if converging else drift
+    converging = isinstance(drift, kd.SinkhornDrift) and drift.half_steps is None
+    return dataclasses.replace(drift, half_steps=41) if converging else drift
 
 
 @pytest.mark.parametrize("make", ALL_DRIFTS.values(), ids=ALL_DRIFTS)

@@ -14,7 +14,7 @@ DRIFTS = {
     "split": (lambda tau, **o: kd.TwoSidedDrift(tau, **o), ref.two_sided, True),
     "joint": (lambda tau, **o: kd.TwoSidedDrift(tau, form="joint", **o), ref.joint, True),
     "sinkhorn T=21": (
-        lambda tau, **o: kd.SinkhornDrift(tau, iterations=21, **o),
+        lambda tau, **o: kd.SinkhornDrift(tau, half_steps=21, **o),
         lambda p, **o: ref.sinkhorn(p, 21, **o),
         False,
     ),
@@ -24,7 +24,7 @@ DRIFTS = {
 
 def rounding(drift):
     """Of float64 on logits of order 10; a solve to 1e-5 amplifies that less than a hundredfold."""
-    solved = isinstance(drift, kd.SinkhornDrift) and drift.iterations is None
+    solved = isinstance(drift, kd.SinkhornDrift) and drift.half_steps is None
     return 1e-3 if solved else 1e-12
 
 
@@ -143,7 +143,7 @@ def test_at_tiny_temperatures_the_nearest_neighbours_win(cloud, cost, backend, r
         torch.testing.assert_close(one(x, y).double(), expected, rtol=0, atol=bound)
         for drift in (
             kd.TwoSidedDrift(tau, cost=cost, mask_self=mask, backend=backend),
-            kd.SinkhornDrift(tau, cost=cost, iterations=3, backend=backend),
+            kd.SinkhornDrift(tau, cost=cost, half_steps=3, backend=backend),
         ):
             reference = ref.two_sided(p)
             if isinstance(drift, kd.SinkhornDrift):

@@ -183,20 +183,20 @@ def test_unknown_options_are_refused_when_the_drift_is_built(make, argument, val
         (kd.TwoSidedDrift, "floor", {"form": "joint", "floor": NAN}),
         (kd.TwoSidedDrift, "floor", {"form": "joint", "floor": "1e-3"}),
         (kd.TwoSidedDrift, "floor", {"form": "joint", "floor": 1e-3, "velocity": "gradient"}),
-        (kd.SinkhornDrift, "iterations", {"iterations": 20}),
-        (kd.SinkhornDrift, "iterations", {"iterations": 0}),
-        (kd.SinkhornDrift, "iterations", {"iterations": -3}),
-        (kd.SinkhornDrift, "iterations", {"iterations": 3.0}),
-        (kd.SinkhornDrift, "iterations", {"iterations": True}),
-        (kd.SinkhornDrift, "iterations", {"iterations": "3"}),
+        (kd.SinkhornDrift, "half_steps", {"half_steps": 20}),
+        (kd.SinkhornDrift, "half_steps", {"half_steps": 0}),
+        (kd.SinkhornDrift, "half_steps", {"half_steps": -3}),
+        (kd.SinkhornDrift, "half_steps", {"half_steps": 3.0}),
+        (kd.SinkhornDrift, "half_steps", {"half_steps": True}),
+        (kd.SinkhornDrift, "half_steps", {"half_steps": "3"}),
         (kd.SinkhornDrift, "tol", {"tol": 0.0}),
         (kd.SinkhornDrift, "tol", {"tol": -1e-3}),
         (kd.SinkhornDrift, "tol", {"tol": NAN}),
         (kd.SinkhornDrift, "tol", {"tol": None}),
-        (kd.SinkhornDrift, "max_iterations", {"max_iterations": 0}),
-        (kd.SinkhornDrift, "max_iterations", {"max_iterations": -1}),
-        (kd.SinkhornDrift, "max_iterations", {"max_iterations": 1.5}),
-        (kd.SinkhornDrift, "max_iterations", {"max_iterations": True}),
+        (kd.SinkhornDrift, "max_half_steps", {"max_half_steps": 0}),
+        (kd.SinkhornDrift, "max_half_steps", {"max_half_steps": -1}),
+        (kd.SinkhornDrift, "max_half_steps", {"max_half_steps": 1.5}),
+        (kd.SinkhornDrift, "max_half_steps", {"max_half_steps": True}),
     ],
 )
 def test_options_of_one_recipe(make, argument, options):
@@ -205,7 +205,7 @@ def test_options_of_one_recipe(make, argument, options):
 
 def test_an_even_number_of_half_steps_is_told_what_to_do():
     with pytest.raises(OptionError, match=r"odd.*21"):
-        kd.SinkhornDrift(0.1, iterations=20)
+        kd.SinkhornDrift(0.1, half_steps=20)
 
 
 @every_drift
@@ -283,7 +283,7 @@ def test_a_start_fits_the_clouds(x, y):
 
 
 def test_loss_needs_drifts():
-    for wrong in ([], None, lambda x, y: x, [kd.OneSidedDrift(0.1), "sinkhorn"]):
+    for wrong in ([], None, "sinkhorn", [kd.OneSidedDrift(0.1), "sinkhorn"]):
         refused(OptionError, "drift", lambda wrong=wrong: kd.drift_loss(X, Y, wrong))
 
 
@@ -312,7 +312,7 @@ def test_divergence_options():
         {"cost": "manhattan"},
         {"backend": "numpy"},
         {"tol": 0.0},
-        {"max_iterations": 0},
+        {"max_half_steps": 0},
     ):
         (argument,) = options
         refused(OptionError, argument, lambda o=options: kd.sinkhorn_divergence(X, Y, 0.1, **o))

@@ -17,9 +17,9 @@ EVERY_UNMASKED = [
     kd.TwoSidedDrift(0.7, mask_self=False),
     kd.TwoSidedDrift(0.7, form="joint", mask_self=False),
     kd.TwoSidedDrift(0.7, form="joint", floor=1e-3, mask_self=False),
-    kd.SinkhornDrift(0.7, iterations=1),
-    kd.SinkhornDrift(0.7, iterations=3),
-    kd.SinkhornDrift(0.7, iterations=41),
+    kd.SinkhornDrift(0.7, half_steps=1),
+    kd.SinkhornDrift(0.7, half_steps=3),
+    kd.SinkhornDrift(0.7, half_steps=41),
     kd.SinkhornDrift(0.7, tol=1e-12),
 ]
 
@@ -33,7 +33,7 @@ def points(*rows):
 def test_one_half_step_is_the_unmasked_one_sided_field(cloud, cost, velocity):
     x, y, options = cloud(0, 8, 3), cloud(1, 11, 3) + 1, {"cost": cost, "velocity": velocity}
     one = kd.OneSidedDrift(0.8, mask_self=False, **options)
-    t1 = kd.SinkhornDrift(0.8, iterations=1, **options)
+    t1 = kd.SinkhornDrift(0.8, half_steps=1, **options)
     assert torch.equal(one(x, y), t1(x, y))
     z = cloud(2, 5, 3)
     assert torch.equal(one.fit(x, y)(z), t1.fit(x, y)(z))
@@ -45,7 +45,7 @@ def test_equal_clouds_up_to_order_are_at_rest(cloud, drift):
     y = x[torch.randperm(12, generator=torch.Generator().manual_seed(0))]
     p = ref.problem(x, y, 0.7)
     # A converged solve is at rest to its tolerance; the others are to rounding alone.
-    slack = 1e-10 if getattr(drift, "iterations", 0) is None else 0
+    slack = 1e-10 if getattr(drift, "half_steps", 0) is None else 0
     assert float(drift(x, y).abs().max()) <= slack + ref.tolerance(p, passes=41)
 
 
@@ -153,7 +153,7 @@ def test_far_modes_are_seen_by_converged_sinkhorn_alone():
 
 def test_loss_gradient_is_minus_v_over_n_and_its_step_is_eulers(cloud):
     x, y, eta = cloud(8, 9, 2), cloud(9, 13, 2) + 1, 0.1
-    for drift in [kd.OneSidedDrift(0.5), kd.SinkhornDrift(0.5, iterations=11)]:
+    for drift in [kd.OneSidedDrift(0.5), kd.SinkhornDrift(0.5, half_steps=11)]:
         free = x.clone().requires_grad_()
         kd.drift_loss(free, y, drift).backward()
         v = drift(x, y)

@@ -9,7 +9,7 @@ import torch
 
 import keodrift as kd
 from keodrift.errors import ArgumentError
-from keodrift.flow import WarmStart, simulate
+from keodrift.flow import simulate
 
 
 def cloud(n: int, seed: int = 0) -> torch.Tensor:
@@ -60,38 +60,34 @@ def test_warm_start_gives_the_same_path_for_fewer_iterations():
     drift = kd.SinkhornDrift(1.0, tol=1e-3)
     cold, warm = (simulate(drift, x, y, 0.5, 40, warm_start=on) for on in (False, True))
     assert torch.allclose(cold.final, warm.final, atol=1e-2)
-    assert len(warm.iterations) == len(cold.iterations) == 40
-    assert warm.iterations[0] == cold.iterations[0]
+    assert len(warm.half_steps) == len(cold.half_steps) == 40
+    assert warm.half_steps[0] == cold.half_steps[0]
     # What is gained is gained late, where particles hardly move.
-    assert sum(warm.iterations) < sum(cold.iterations)
+    assert sum(warm.half_steps) < sum(cold.half_steps)
 
 
-def test_warm_start_leaves_a_fixed_budget_alone():
-    drift = kd.SinkhornDrift(0.05, iterations=3)
-    warm = WarmStart(drift)
-    for seed in range(3):
-        x, y = cloud(20, seed), cloud(20, seed + 10)
-        assert torch.equal(warm(x, y), drift(x, y))
-    assert warm.field is None
+def test_a_fixed_budget_is_the_same_warm_or_cold():
+    x, y, drift = cloud(20), cloud(20, 10), kd.SinkhornDrift(0.05, half_steps=3)
+    cold, warm = (simulate(drift, x, y, 0.5, 4, warm_start=on) for on in (False, True))
+    assert torch.equal(cold.trajectory, warm.trajectory)
+    assert warm.half_steps == (3, 3, 3, 3)
 
 
-def test_warm_start_passes_labels_and_plain_functions_through():
+def test_fields_that_solve_nothing_report_no_half_steps():
+    x, y = cloud(20), cloud(20, 10)
+    assert simulate(kd.OneSidedDrift(0.5), x, y, 0.5, 2).half_steps == ()
+    assert simulate(lambda x, y: -x, x, y, 0.5, 2).half_steps == ()
+
+
+def test_classes_flow_warm_as_they_do_cold():
     labels = torch.tensor([0, 0, 0, 1, 1, 1])
-    x, y = cloud(6), cloud(6, 1)
-    drift = kd.SinkhornDrift(0.5)
-    warm = WarmStart(drift)
+    x, y, drift = cloud(6), cloud(6, 1), kd.SinkhornDrift(0.5, tol=1e-7)
     options = {"x_labels": labels, "y_labels": labels}
-    assert torch.equal(warm(x, y, **options), drift(x, y, **options))
-    assert torch.equal(WarmStart(lambda x, y: -x)(x, y), -x)
-
-
-def test_warm_start_can_be_reset():
-    warm = WarmStart(kd.SinkhornDrift(0.5))
-    x, y = cloud(6), cloud(6, 1)
-    first = warm(x, y)
-    warm(cloud(6, 2), y)
-    warm.reset()
-    assert torch.equal(warm(x, y), first)
+    cold, warm = (
+        simulate(drift, x, y, 0.1, 8, warm_start=on, **options) for on in (False, True)
+    )
+    assert torch.allclose(cold.final, warm.final, atol=1e-4)
+    assert sum(warm.half_steps) < sum(cold.half_steps)
 
 
 def test_a_converged_drift_moves_mass_across_a_gap_and_a_one_sided_one_does_not():
@@ -109,13 +105,14 @@ def test_a_converged_drift_moves_mass_across_a_gap_and_a_one_sided_one_does_not(
 @pytest.mark.parametrize(
     ("argument", "values"),
     [
-        ("step", {"step": 0.0}),
-        ("step", {"step": math.inf}),
+        ("step_size", {"step_size": 0.0}),
+        ("step_size", {"step_size": math.inf}),
+        ("step_size", {"step_size": "a"}),
         ("steps", {"steps": 0}),
         ("keep", {"keep": 0}),
     ],
 )
 def test_refusals_name_the_argument(argument, values):
-    options = {"step": 0.1, "steps": 2} | values
+    options = {"step_size": 0.1, "steps": 2} | values
     with pytest.raises(ArgumentError, match=f"^{argument}: got"):
         simulate(lambda x, y: -x, cloud(2), cloud(2), **options)

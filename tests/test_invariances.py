@@ -16,7 +16,7 @@ DRIFTS = {
     "one-sided": lambda tau, **o: kd.OneSidedDrift(tau, **o),
     "split": lambda tau, **o: kd.TwoSidedDrift(tau, **o),
     "joint": lambda tau, **o: kd.TwoSidedDrift(tau, form="joint", **o),
-    "sinkhorn T=7": lambda tau, **o: kd.SinkhornDrift(tau, iterations=7, **o),
+    "sinkhorn T=7": lambda tau, **o: kd.SinkhornDrift(tau, half_steps=7, **o),
     "sinkhorn": lambda tau, **o: kd.SinkhornDrift(tau, tol=1e-11, **o),
 }
 every_drift = pytest.mark.parametrize("make", DRIFTS.values(), ids=DRIFTS)

@@ -104,7 +104,7 @@ def test_keops_leaves_the_floating_point_state_alone():
         check("after a log-sum-exp")
         kernel.log_mass(torch.zeros(98), mass)
         check("after a plain sum")
-        kernel.barycentre(torch.zeros(98), shift=mass)
+        kernel.barycentre(torch.zeros(98), guess=mass)
         check("after a barycentre")
         """
     )
@@ -146,7 +146,7 @@ CALLS = {
     "floor": lambda: kd.TwoSidedDrift(0.5, form="joint", floor=1e-3)(X, Y, **GIVEN),
     "gradient velocity": lambda: kd.OneSidedDrift(0.5, cost="euclidean", velocity="gradient")(X, Y),
     "sinkhorn": lambda: SINKHORN(X, Y, **GIVEN),
-    "half-steps": lambda: kd.SinkhornDrift(0.5, iterations=5)(X, Y, **GIVEN),
+    "half-steps": lambda: kd.SinkhornDrift(0.5, half_steps=5)(X, Y, **GIVEN),
     "warm": lambda: SINKHORN(X, Y, start=SINKHORN.fit(X, Y)),
     "labels": lambda: SINKHORN(X, Y, **LABELS),
     "field": lambda: SINKHORN.fit(X, Y)(torch.zeros(3, 2)),
@@ -312,7 +312,7 @@ def test_the_precision_of_networks_does_not_reach_inside(mode, backend):
         kd.OneSidedDrift(1.0, cost="euclidean", velocity="gradient", backend=backend),
         kd.TwoSidedDrift(9.0, form="joint", backend=backend),
         kd.TwoSidedDrift(9.0, form="joint", floor=1e-3, backend=backend),
-        kd.SinkhornDrift(9.0, iterations=5, backend=backend),
+        kd.SinkhornDrift(9.0, half_steps=5, backend=backend),
         kd.SinkhornDrift(9.0, backend=backend),
     ]
 

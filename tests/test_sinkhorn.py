@@ -10,9 +10,9 @@ import reference as ref
 import torch
 
 import keodrift as kd
+from keodrift.costs import squared
 from keodrift.errors import ConvergenceWarning
-from keodrift.reductions import gibbs_kernel
-from keodrift.sinkhorn import solve
+from keodrift.transport import EntropicProblem, Sinkhorn, zero
 
 F64 = torch.float64
 
@@ -83,7 +83,7 @@ def test_tolerance_is_honoured_and_reported(hard):
         assert float(field.marginal_error) <= asked
         # What is reported was measured before the last half-step, which cannot raise it.
         assert float(true) <= float(field.marginal_error) * (1 + 1e-6) + 1e-14
-        assert isinstance(field.iterations, int) and field.iterations >= 1
+        assert isinstance(field.half_steps, int) and field.half_steps >= 1
 
 
 def test_tolerance_is_honoured_in_single_precision(hard):
@@ -120,7 +120,7 @@ def test_field_of_hard_problems_is_the_brute_force_one(hard):
     x, y, tau, _ = hard
     p = ref.problem(x, y, tau, cost="squared")
     expected = ref.sinkhorn(p)()
-    got = kd.SinkhornDrift(tau, cost="squared", tol=1e-10, max_iterations=20_000)(x, y)
+    got = kd.SinkhornDrift(tau, cost="squared", tol=1e-10, max_half_steps=20_000)(x, y)
     # On these problems a marginal error is amplified in the field at most ten-thousandfold.
     assert float((got - expected).norm() / expected.norm()) < 1e-6
 
@@ -131,7 +131,7 @@ def test_acceleration_is_never_worse_than_plain_half_steps(hard):
     logits = ref.log_kernel(x, y, "squared", tau)
     for asked in (tol, tol / 100):
         field = kd.SinkhornDrift(tau, cost="squared", tol=asked).fit(x, y)
-        assert field.iterations <= ref.passes_to(logits, p.a, p.b, asked)
+        assert field.half_steps <= ref.passes_to(logits, p.a, p.b, asked)
 
 
 def test_mass_between_far_modes_is_moved():
@@ -140,7 +140,7 @@ def test_mass_between_far_modes_is_moved():
     p = ref.problem(x, y, 0.3, cost="squared")
     expected = ref.sinkhorn(p)()
     error = {}
-    for name, options in {"budget": {"iterations": 41}, "solved": {"tol": 1e-4}}.items():
+    for name, options in {"budget": {"half_steps": 41}, "solved": {"tol": 1e-4}}.items():
         got = kd.SinkhornDrift(0.3, cost="squared", **options)(x, y)
         error[name] = float((got - expected).norm() / expected.norm())
     assert error["budget"] > 0.5
@@ -149,19 +149,19 @@ def test_mass_between_far_modes_is_moved():
 
 def test_the_cap_warns_and_never_raises(hard):
     x, y, tau, _ = hard
-    drift = kd.SinkhornDrift(tau, cost="squared", tol=1e-9, max_iterations=4)
-    with pytest.warns(ConvergenceWarning, match=r"max_iterations"):
+    drift = kd.SinkhornDrift(tau, cost="squared", tol=1e-9, max_half_steps=4)
+    with pytest.warns(ConvergenceWarning, match=r"max_half_steps"):
         field = drift.fit(x, y)
     assert not bool(field.converged)
     true = float(max(errors_of(field, ref.problem(x, y, tau, cost="squared"))))
     assert float(field.marginal_error) >= true * (1 - 1e-6) > 1e-9
-    assert field.iterations <= 4 + 1  # the barycentre's half-step is the last
+    assert field.half_steps <= 4 + 1  # the barycentre's half-step is the last
     assert torch.isfinite(field()).all()
 
 
 def test_the_warning_points_at_the_users_call(cloud):
     x, y = cloud(0, 5, 2), cloud(1, 6, 2)
-    drift = kd.SinkhornDrift(0.1, tol=1e-12, max_iterations=2)
+    drift = kd.SinkhornDrift(0.1, tol=1e-12, max_half_steps=2)
     for call in (drift.fit, drift, lambda x, y: kd.drift_loss(x, y, drift)):
         with pytest.warns(ConvergenceWarning) as caught:
             call(x, y)
@@ -170,14 +170,14 @@ def test_the_warning_points_at_the_users_call(cloud):
 
 def test_a_cap_of_one_still_gives_a_field(cloud):
     with pytest.warns(ConvergenceWarning):
-        v = kd.SinkhornDrift(0.1, tol=1e-12, max_iterations=1)(cloud(0, 5, 2), cloud(1, 6, 2))
+        v = kd.SinkhornDrift(0.1, tol=1e-12, max_half_steps=1)(cloud(0, 5, 2), cloud(1, 6, 2))
     assert torch.isfinite(v).all()
 
 
 def test_an_unreachable_tolerance_ends_with_a_warning(cloud):
     x, y = cloud(0, 20, 2, dtype=torch.float32), cloud(1, 25, 2, dtype=torch.float32)
     with pytest.warns(ConvergenceWarning):
-        field = kd.SinkhornDrift(0.05, tol=1e-30, max_iterations=300).fit(x, y)
+        field = kd.SinkhornDrift(0.05, tol=1e-30, max_half_steps=300).fit(x, y)
     assert torch.isfinite(field()).all() and not bool(field.converged)
     p = ref.problem(x, y, 0.05)
     rounding = 4 * torch.finfo(torch.float32).eps * (1 + ref.logit_scale(p))
@@ -189,8 +189,8 @@ def test_fixed_half_steps_do_not_warn_and_are_counted(cloud):
     p = ref.problem(x, y, 0.1, cost="squared")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        field = kd.SinkhornDrift(0.1, cost="squared", iterations=11).fit(x, y)
-    assert field.iterations == 11
+        field = kd.SinkhornDrift(0.1, cost="squared", half_steps=11).fit(x, y)
+    assert field.half_steps == 11
     torch.testing.assert_close(
         field.marginal_error, max(errors_of(field, p)), rtol=1e-10, atol=1e-14
     )
@@ -211,7 +211,7 @@ def test_diagnostics_are_one_a_problem(cloud):
 
 def test_fields_without_a_solve_have_no_marginals(cloud):
     field = kd.OneSidedDrift(0.1).fit(cloud(0, 5, 2), cloud(1, 6, 2))
-    assert field.iterations == 1 and field.marginal_error is None and field.converged is None
+    assert field.half_steps == 1 and field.marginal_error is None and field.converged is None
 
 
 def test_a_warm_start_is_cheaper_and_the_same(hard):
@@ -224,16 +224,15 @@ def test_a_warm_start_is_cheaper_and_the_same(hard):
         assert bool(warm.converged)
         # A coarse start may need as few full passes, but pays for its levels; compare without.
         a, b = (torch.full((len(z),), 1 / len(z), dtype=torch.float64) for z in (x, y))
-        kernel = gibbs_kernel(moved, y, "squared", tau)
-        cold = solve(kernel, a, b, tol=asked, max_iterations=drift.max_iterations)
-        assert warm.couplings[0].iterations < cold.iterations
+        cold = drift.solver.solve(EntropicProblem(moved, y, a, b, squared, tau), zero)
+        assert warm.couplings[0].half_steps < cold.half_steps
         # Where nothing moved there is next to nothing left to do.
-        assert drift.fit(x, y, start=first).iterations <= 3
+        assert drift.fit(x, y, start=first).half_steps <= 3
 
 
 def test_a_warm_start_gives_the_same_field(hard):
     x, y, tau, _ = hard
-    drift = kd.SinkhornDrift(tau, cost="squared", tol=1e-9, max_iterations=20_000)
+    drift = kd.SinkhornDrift(tau, cost="squared", tol=1e-9, max_half_steps=20_000)
     first = drift.fit(x, y)
     moved = x + 0.01 * first()
     cold, warm = drift.fit(moved, y), drift.fit(moved, y, start=first)
@@ -271,19 +270,19 @@ def test_coarse_levels_change_the_price_and_not_the_answer():
     field = drift.fit(x, y, y_weights=b)
     assert bool(field.converged)
     assert float(max(errors_of(field, p))) <= 1e-4 * (1 + 1e-6)
-    assert field.iterations <= 60  # plain half-steps need hundreds
+    assert field.half_steps <= 60  # plain half-steps need hundreds
 
 
 def test_the_self_problem_takes_few_passes_at_any_temperature():
     """OT(q, q) contracts by ½ a pass whatever τ: about 20 passes to 1e-6."""
     x = ring(150, 2)
     for tau in (1e-3, 0.1, 10.0):
-        kernel = gibbs_kernel(x, x, "squared", tau)
         a = torch.full((150,), 1 / 150, dtype=F64)
-        own = solve(kernel, a, a, symmetric=True, tol=1e-6, max_iterations=100)
+        problem = EntropicProblem(x, x, a, a, squared, tau, symmetric=True)
+        own = Sinkhorn(tol=1e-6, max_half_steps=100).solve(problem, zero)
         logits = ref.log_kernel(x, x, "squared", tau)
         assert float(ref.column_error(logits, a, a, own.bias)) <= 1e-6 * (1 + 1e-6)
-        assert own.iterations <= 25
+        assert own.half_steps <= 25
 
 
 def test_masked_sinkhorn_meets_its_own_marginals(cloud):

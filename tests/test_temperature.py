@@ -15,7 +15,7 @@ from keodrift.temperature import effective_neighbours, row_entropy, tau_for_neig
 DRIFTS = {
     "one-sided": lambda **o: kd.OneSidedDrift(mask_self=False, **o),
     "two-sided": lambda **o: kd.TwoSidedDrift(mask_self=False, **o),
-    "sinkhorn": lambda **o: kd.SinkhornDrift(tol=1e-3, max_iterations=10_000, **o),
+    "sinkhorn": lambda **o: kd.SinkhornDrift(tol=1e-3, max_half_steps=10_000, **o),
 }
 
 

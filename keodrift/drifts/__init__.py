@@ -1,7 +1,15 @@
-"""Recipes: one frozen dataclass a method, ``fit(x, y) → DriftField``, ``drift(x, y) → V``."""
+"""Recipes: one frozen dataclass a method, ``fit(x, y) → Field``, ``drift(x, y) → V``."""
 
 from keodrift.drifts.base import Drift
-from keodrift.drifts.gibbs import OneSidedDrift, TwoSidedDrift
+from keodrift.drifts.by_class import ClassField
 from keodrift.drifts.sinkhorn import SinkhornDrift
+from keodrift.drifts.softmax import OneSidedDrift, SoftmaxDrift, TwoSidedDrift
 
-__all__ = ["Drift", "OneSidedDrift", "SinkhornDrift", "TwoSidedDrift"]
+__all__ = [
+    "ClassField",
+    "Drift",
+    "OneSidedDrift",
+    "SinkhornDrift",
+    "SoftmaxDrift",
+    "TwoSidedDrift",
+]

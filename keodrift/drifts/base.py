@@ -1,87 +1,40 @@
-"""What every drift shares: its hyper-parameters, the checks at the door, groups by label."""
+"""What every drift shares: the checks at the door, classes by label, a field out of clouds."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from keodrift import checks
-from keodrift.costs import as_cost
-from keodrift.drifts.groups import drift_by_label
-from keodrift.errors import OptionError, ShapeError
-from keodrift.fields import DriftField, Side
-from keodrift.reductions import ENGINES, GibbsKernel, gibbs_kernel
+from keodrift.drifts.by_class import ClassField, fit_by_class
+from keodrift.drifts.clouds import Cloud, Clouds, refuse_orphans
+from keodrift.errors import OptionError
+from keodrift.fields import Field
 
 
-def count(weights: Tensor) -> Tensor:
-    """How many points have weight, ``(…, 1)``; the mean weight among them is its inverse."""
-    return (weights > 0).sum(-1, keepdim=True).to(weights.dtype)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Checked inputs of one fit, in float32 at least, weights in float64 with sum 1.
-
-    Attributes:
-        x: Particles, ``(…, N, d)``.
-        y: Data, ``(…, M, d)``.
-        z: Model cloud, particles then extra negatives, ``(…, N + U, d)``.
-        a: Weights of x.
-        b: Weights of y.
-        c: Weights of z; a particle and an extra negative of weight 1 count the same.
-        dtype: What the drift is returned in.
-    """
-
-    x: Tensor
-    y: Tensor
-    z: Tensor
-    a: Tensor
-    b: Tensor
-    c: Tensor
-    dtype: torch.dtype
-
-    @property
-    def has_negatives(self) -> bool:
-        """Whether the model cloud holds more than the particles."""
-        return self.z.shape[-2] > self.x.shape[-2]
-
-
-@dataclass(frozen=True)
 class Drift(ABC):
-    """A recipe that turns two clouds into a drift field.
+    """A recipe that turns two clouds into a drift field."""
 
-    Attributes:
-        tau: Temperature τ > 0, in the unit of the cost. Small: each particle sees its nearest
-            data; large: only the means.
-        cost: Ground cost: ``"half_squared"`` (½‖x−y‖², default: τ is a variance),
-            ``"squared"``, ``"euclidean"``, a `Cost`, or an expression ``c(x, y)``.
-        mask_self: Excludes each particle from its own repulsion.
-        velocity: ``"barycentric"`` (T(z) − z, the papers' choice) or ``"gradient"``
-            (−Σ softmax ∇C; the same for ½‖x−y‖², unit vectors for ‖x−y‖).
-        backend: ``"auto"`` picks the engine; `choose_backend` tells which and why.
-    """
+    def __call__(self, x: Tensor, y: Tensor, **inputs: Any) -> Tensor:
+        """The drift V at the particles: `fit` and one evaluation.
 
-    tau: float
-    _: KW_ONLY
-    cost: Any = "half_squared"
-    mask_self: bool = True
-    velocity: str = "barycentric"
-    backend: str = "auto"
+        Args:
+            x: Particles, ``(…, N, d)``.
+            y: Data, ``(…, M, d)``.
+            **inputs: Weights, negatives, labels, start: as for `fit`.
 
-    def __post_init__(self) -> None:
-        """Refuses nonsense when built."""
-        object.__setattr__(self, "tau", checks.check_tau(self.tau))
-        object.__setattr__(self, "cost", as_cost(self.cost))
-        checks.check_choice("velocity", self.velocity, ("barycentric", "gradient"))
-        checks.check_choice("backend", self.backend, ("auto", *ENGINES))
-        if not isinstance(self.mask_self, bool):
-            raise OptionError("mask_self", repr(self.mask_self), "True or False")
+        Returns:
+            ``(…, N, d)`` in the dtype and on the device of ``x``, without a graph.
 
-    def __call__(
+        Raises:
+            ArgumentError: An input is not what it should be; see `keodrift.errors`.
+        """
+        return self.fit(x, y, **inputs)()
+
+    def fit(
         self,
         x: Tensor,
         y: Tensor,
@@ -93,9 +46,9 @@ class Drift(ABC):
         x_labels: Tensor | None = None,
         y_labels: Tensor | None = None,
         negative_labels: Tensor | None = None,
-        start: DriftField | None = None,
-    ) -> Tensor:
-        """The drift V at the particles.
+        start: Field | None = None,
+    ) -> Field:
+        """Fits the field.
 
         Args:
             x: Particles, ``(…, N, d)``.
@@ -109,103 +62,49 @@ class Drift(ABC):
                 problem of its own; sizes may differ.
             y_labels: Class of each data point, ``(M,)``.
             negative_labels: Class of each negative, ``(U,)``.
-            start: A field fitted before, whose potentials are carried over (Sinkhorn).
+            start: A field fitted before on nearly the same clouds, whose potentials are carried
+                over where there are any; cheaper, and the same to the tolerance of the solve.
 
         Returns:
-            ``(…, N, d)`` in the dtype and on the device of ``x``, without a graph.
+            A field, callable anywhere; with labels a `ClassField`.
 
         Raises:
             ArgumentError: An input is not what it should be; see `keodrift.errors`.
         """
-        given = {
-            "x_weights": x_weights,
-            "y_weights": y_weights,
-            "negatives": negatives,
-            "negative_weights": negative_weights,
-        }
-        if x_labels is None and y_labels is None and negative_labels is None:
-            return self.fit(x, y, start=start, **given)()
+        refuse_orphans(
+            negatives, negative_weights=negative_weights, negative_labels=negative_labels
+        )
+        particles = Cloud.checked("x", x, x_weights, x_labels, x)
+        data = Cloud.checked("y", y, y_weights, y_labels, x)
+        extra = None
+        if negatives is not None:
+            extra = Cloud.checked("negatives", negatives, negative_weights, negative_labels, x)
+        labelled = any(labels is not None for labels in (x_labels, y_labels, negative_labels))
         if start is not None:
-            raise OptionError("start", "a field, with labels", "no labels, or no start")
-        labels = {"x": x_labels, "y": y_labels, "negatives": negative_labels}
-        return drift_by_label(self, x, y, labels, given)
-
-    def fit(
-        self,
-        x: Tensor,
-        y: Tensor,
-        *,
-        x_weights: Tensor | None = None,
-        y_weights: Tensor | None = None,
-        negatives: Tensor | None = None,
-        negative_weights: Tensor | None = None,
-        start: DriftField | None = None,
-    ) -> DriftField:
-        """Fits the field; arguments as for a call, without labels.
-
-        Returns:
-            A `DriftField`, callable anywhere.
-
-        Raises:
-            ArgumentError: An input is not what it should be; see `keodrift.errors`.
-        """
-        problem = self.problem(x, y, x_weights, y_weights, negatives, negative_weights)
-        if start is not None:
-            if not isinstance(start, DriftField):
-                raise OptionError("start", type(start).__name__, "a DriftField fitted before")
-            checks.check_cloud("start", start.particles, problem.x)
+            if not isinstance(start, Field):
+                raise OptionError("start", type(start).__name__, "a field fitted before")
+            if not labelled and isinstance(start, ClassField):
+                raise OptionError("start", "a field by class", "one fitted without labels")
+            checks.check_cloud("start", start.particles, particles.points)
+        recipe = self._tried_on(particles.points, data.points)
         with torch.no_grad():
-            return self._fit(problem, start)
+            if not labelled:
+                return recipe._fit(Clouds.of(particles, data, extra, x.dtype), start)
+            d, device = x.shape[-1], x.device.type
+
+            def together(n: int, m: int, problems: int) -> bool:
+                return recipe._together(n, m, d, problems, device)
+
+            return fit_by_class(recipe._fit, together, particles, data, extra, x.dtype, start)
 
     @abstractmethod
-    def _fit(self, problem: Problem, start: DriftField | None) -> DriftField:
+    def _fit(self, clouds: Clouds, start: Field | None) -> Field:
         """The recipe, on checked inputs, without a graph."""
 
-    def problem(
-        self,
-        x: Tensor,
-        y: Tensor,
-        x_weights: Tensor | None,
-        y_weights: Tensor | None,
-        negatives: Tensor | None,
-        negative_weights: Tensor | None,
-    ) -> Problem:
-        """Checks the inputs of one fit."""
-        particles = checks.check_cloud("x", x)
-        data = checks.check_cloud("y", y, x)
-        a = checks.check_weights("x_weights", x_weights, particles)
-        b = checks.check_weights("y_weights", y_weights, data)
-        z, c = particles, a
-        if negatives is not None:
-            extra = checks.check_cloud("negatives", negatives, x)
-            if negative_weights is None:
-                w = torch.ones(extra.shape[:-1], dtype=torch.float64, device=extra.device)
-            else:
-                w = checks.check_column("negative_weights", negative_weights, extra)
-            z = torch.cat([particles, extra], -2)
-            c = torch.cat([a, w / count(a)], -1)
-            c = c / c.sum(-1, keepdim=True)
-        elif negative_weights is not None:
-            raise ShapeError("negative_weights", "weights without points", "negatives to weight")
-        checks.check_cost(self.cost, particles, data)
-        return Problem(particles, data, z, a, b, c, x.dtype)
+    def _tried_on(self, x: Tensor, y: Tensor) -> Drift:
+        """The recipe with what it has to learn of these clouds first."""
+        return self
 
-    def side(self, points: Tensor, bias: Tensor) -> Side:
-        """A cloud with a bias, under this drift's cost, temperature and engine."""
-        return Side(points, bias, self.cost, self.tau, self.backend)
-
-    def kernel(self, x: Tensor, y: Tensor, masked: bool = False) -> GibbsKernel:
-        """The Gibbs kernel of two clouds, under this drift's cost, temperature and engine."""
-        return gibbs_kernel(x, y, self.cost, self.tau, mask_self=masked, backend=self.backend)
-
-    def field(self, problem: Problem, data: Tensor, model: Tensor, **extra: Any) -> DriftField:
-        """A field from the biases of its two sides."""
-        return DriftField(
-            problem.x,
-            self.side(problem.y, data),
-            self.side(problem.z, model),
-            velocity=self.velocity,
-            mask_self=self.mask_self,
-            dtype=problem.dtype,
-            **extra,
-        )
+    def _together(self, n: int, m: int, d: int, problems: int, device: str) -> bool:
+        """Whether so many problems of n particles and m other points go as one batch."""
+        return False

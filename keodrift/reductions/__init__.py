@@ -1,141 +1,35 @@
 """The only code that meets N×M pairs: two verbs, four engines, and the choice between them."""
 
-from __future__ import annotations
+from keodrift.reductions.distances import all_costs, mean_cost, median_distance, nearest
+from keodrift.reductions.engine import (
+    ENGINES,
+    Cells,
+    Choice,
+    Dense,
+    Keops,
+    Tiled,
+    check_backend,
+    choose_backend,
+    gibbs_kernel,
+)
+from keodrift.reductions.engines.keops.warmup import warmup
+from keodrift.reductions.kernel import Engine, GibbsKernel
 
-import math
-from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor
-
-from keodrift.costs import Cost, as_cost
-from keodrift.errors import OptionError
-from keodrift.reductions import compiler
-from keodrift.reductions.cells import CELLS_DIMENSION, CellKernel
-from keodrift.reductions.dense import DenseKernel
-from keodrift.reductions.frame import make_frame
-from keodrift.reductions.keops import KeopsKernel
-from keodrift.reductions.kernel import GibbsKernel
-from keodrift.reductions.tiled import TiledKernel
-from keodrift.reductions.warmup import warmup
-
-__all__ = ["ENGINES", "Choice", "GibbsKernel", "choose_backend", "gibbs_kernel", "warmup"]
-
-ENGINES: dict[str, type[GibbsKernel]] = {
-    "dense": DenseKernel,
-    "tiled": TiledKernel,
-    "keops": KeopsKernel,
-    "cells": CellKernel,
-}
-
-# Up to so many pairs, storing them is faster than any start-up cost of streaming them.
-DENSE_PAIRS = 1 << 22
-# Above these dimensions matrix products beat symbolic formulas (see benchmarks/README.md).
-KEOPS_DIMENSION = {"cpu": 16, "cuda": 64}
-# From so many pairs on, compressing them between cells is faster than visiting each. A GPU visits
-# a thousand times as many in the time that the many small steps between cells take.
-CELLS_PAIRS = {"cpu": 1 << 28, "cuda": 1 << 38}
-
-
-@dataclass(frozen=True)
-class Choice:
-    """An engine and the reason for it.
-
-    Attributes:
-        engine: One of `ENGINES`.
-        reason: One sentence.
-    """
-
-    engine: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.engine}: {self.reason}"
-
-
-def choose_backend(
-    n: int,
-    m: int,
-    d: int,
-    *,
-    batch: int = 1,
-    device: str = "cpu",
-    cost: Cost | str | Any = "half_squared",
-    mask_self: bool = False,
-) -> Choice:
-    """Picks the engine that ``backend="auto"`` would use, and says why.
-
-    Args:
-        n: Number of queries.
-        m: Number of atoms.
-        d: Dimension of the points.
-        batch: Number of independent problems.
-        device: Type of the device that holds the points, ``"cpu"`` or ``"cuda"``.
-        cost: The ground cost.
-        mask_self: Whether pairs i = j are excluded.
-
-    Returns:
-        A `Choice`; printing it gives engine and reason.
-
-    Raises:
-        OptionError: The cost is unknown.
-
-    Example:
-        >>> print(choose_backend(1000, 1000, 2))
-        dense: 1000000 pairs fit in one block
-    """
-    cost = as_cost(cost)
-    pairs = batch * n * m * (d if cost.form == "expression" else 1)
-    if pairs <= DENSE_PAIRS:
-        return Choice("dense", f"{pairs} pairs fit in one block")
-    compressed = cost.form == "quadratic" and d <= CELLS_DIMENSION and not mask_self
-    if compressed and n * m >= CELLS_PAIRS.get(device, math.inf):
-        return Choice("cells", f"{pairs} pairs in d = {d} are compressed between cells")
-    limit = KEOPS_DIMENSION.get(device, 0)
-    if d > limit:
-        return Choice("tiled", f"d = {d} > {limit}, where matrix products win on {device}")
-    if compiler.failure() is not None:
-        return Choice("tiled", f"KeOps cannot compile here ({compiler.failure()})")
-    if device == "cpu" and compiler.missing():
-        return Choice("tiled", "no C++ compiler was found for KeOps")
-    return Choice("keops", f"{pairs} pairs in d = {d} are streamed by compiled reductions")
-
-
-def gibbs_kernel(
-    x: Tensor,
-    y: Tensor,
-    cost: Cost | str | Any = "half_squared",
-    tau: float = 1.0,
-    *,
-    mask_self: bool = False,
-    backend: str = "auto",
-) -> GibbsKernel:
-    """The kernel exp(−C(x_i, y_j)/τ), ready for the verbs ``log_mass`` and ``barycentre``.
-
-    Args:
-        x: Queries, ``(…, N, d)``; the verbs are differentiable in them.
-        y: Atoms, ``(…, M, d)``, same batch axes, dtype and device.
-        cost: The ground cost C.
-        tau: Temperature, in the unit of the cost.
-        mask_self: Excludes the pairs i = j.
-        backend: ``"auto"`` or one of `ENGINES`.
-
-    Raises:
-        OptionError: The backend or the cost is unknown.
-
-    Example:
-        >>> import torch
-        >>> kernel = gibbs_kernel(torch.zeros(1, 2), torch.zeros(3, 2))
-        >>> kernel.log_mass(torch.zeros(3)).exp()
-        tensor([3.0000], dtype=torch.float64)
-    """
-    cost = as_cost(cost)
-    batch, (n, d), m = tuple(x.shape[:-2]), x.shape[-2:], y.shape[-2]
-    flat_x, flat_y = x.reshape(-1, n, d), y.reshape(-1, m, d)
-    if backend == "auto":
-        backend = choose_backend(
-            n, m, d, batch=len(flat_x), device=x.device.type, cost=cost, mask_self=mask_self
-        ).engine
-    if backend not in ENGINES:
-        raise OptionError("backend", repr(backend), f"'auto' or one of {sorted(ENGINES)}")
-    return ENGINES[backend](make_frame(flat_x, flat_y, cost, tau, mask_self), batch)
+__all__ = [
+    "ENGINES",
+    "Cells",
+    "Choice",
+    "Dense",
+    "Engine",
+    "GibbsKernel",
+    "Keops",
+    "Tiled",
+    "all_costs",
+    "check_backend",
+    "choose_backend",
+    "gibbs_kernel",
+    "mean_cost",
+    "median_distance",
+    "nearest",
+    "warmup",
+]

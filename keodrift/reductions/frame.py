@@ -29,9 +29,11 @@ class Frame:
         col: What depends on the atom alone, float64 ``(B, M)``.
         y_origin: An atom is ``y_origin + y / scale``; ``(B, 1, d)``.
         x_origin: The same for queries.
-        scale: Working lengths per length.
-        cost: The ground cost; ``c`` is ½‖x − y‖² if it is quadratic, else the cost over τ.
-        tau: Temperature, in the unit of the cost.
+        scale: Working lengths per length, ``(B, 1, 1)``.
+        rate: What a cost of working points is multiplied by, ``(B, 1, 1)``: 1/τ, or 1 where the
+            scale has taken τ in.
+        cost: The ground cost; ``c`` is ½‖x − y‖² if it is quadratic, else ``rate·cost``.
+        tau: Temperature of each problem, in the unit of the cost, ``(B, 1, 1)``.
         mask_self: Pairs i = j are excluded.
     """
 
@@ -41,10 +43,16 @@ class Frame:
     col: Tensor
     x_origin: Tensor
     y_origin: Tensor
-    scale: float
+    scale: Tensor
+    rate: Tensor
     cost: Cost
-    tau: float
+    tau: Tensor
     mask_self: bool
+
+    @property
+    def quadratic(self) -> bool:
+        """Whether c is ½‖x − y‖² of working points."""
+        return self.cost.curvature is not None
 
     def transposed(self) -> Frame:
         """The same pairs with atoms as queries."""
@@ -56,6 +64,7 @@ class Frame:
             col=self.row.detach(),
             x_origin=self.y_origin,
             y_origin=self.x_origin,
+            cost=self.cost.turned,
         )
 
     def atoms(self, working: Tensor) -> Tensor:
@@ -63,20 +72,21 @@ class Frame:
         return self.y_origin + working / self.scale
 
 
-def make_frame(x: Tensor, y: Tensor, cost: Cost, tau: float, mask_self: bool) -> Frame:
-    """Prepares ``x (B, N, d)`` and ``y (B, M, d)``; differentiable in ``x`` only."""
+def make_frame(x: Tensor, y: Tensor, cost: Cost, tau: Tensor, mask_self: bool) -> Frame:
+    """Prepares ``x (B, N, d)``, ``y (B, M, d)`` and ``tau (B,)``; differentiable in ``x`` only."""
     y = y.detach()
-    scale = cost.scale(tau)
-    if cost.form == "expression":
-        x_origin = y_origin = torch.zeros_like(y[:, :1])
-        x_work, y_work = x, y
-    else:
-        y_origin = y.mean(-2, keepdim=True)
+    tau = tau[:, None, None]
+    one = torch.ones_like(tau, dtype=y.dtype)
+    scale, rate = one, (1 / tau).to(y.dtype)
+    x_origin = y_origin = torch.zeros_like(y[:, :1])
+    if cost.by_distance:
+        x_origin = y_origin = y.mean(-2, keepdim=True)
+    if cost.curvature is not None:
         # Only a quadratic cost turns two different origins into linear terms.
-        quadratic = cost.form == "quadratic"
-        x_origin = x.detach().mean(-2, keepdim=True) if quadratic else y_origin
-        x_work, y_work = (x - x_origin) * scale, (y - y_origin) * scale
+        x_origin = x.detach().mean(-2, keepdim=True)
+        scale, rate = (cost.curvature / tau).sqrt().to(y.dtype), one
+    x_work, y_work = (x - x_origin) * scale, (y - y_origin) * scale
     shift = (x_origin.double() - y_origin.double()) * scale
     row = -(shift * x_work.double()).sum(-1) - shift.square().sum(-1) / 2
     col = (shift * y_work.double()).sum(-1)
-    return Frame(x_work, y_work, row, col, x_origin, y_origin, scale, cost, float(tau), mask_self)
+    return Frame(x_work, y_work, row, col, x_origin, y_origin, scale, rate, cost, tau, mask_self)

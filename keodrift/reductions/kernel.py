@@ -2,7 +2,8 @@
 
 Whatever the points' dtype, vectors with one number a point (biases, log-masses, potentials) are
 float64: they cost O(N), and their differences decide the coupling. The N×M arithmetic runs in the
-dtype of the points, in its full precision.
+dtype of the points, in its full precision. The verbs are the same for every engine: dtype, bias,
+guess, empty rows and graph are settled here, and an engine answers on working coordinates.
 """
 
 from __future__ import annotations
@@ -10,12 +11,29 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from functools import cached_property
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from keodrift.reductions.frame import Frame
 from keodrift.reductions.precision import in_full_precision
+
+
+class Engine(ABC):
+    """How pairs are met: makes a kernel from a frame.
+
+    Attributes:
+        name: What ``backend=`` calls it.
+        compiles: Whether it needs a compiler.
+    """
+
+    name: ClassVar[str]
+    compiles: ClassVar[bool] = False
+
+    @abstractmethod
+    def kernel(self, frame: Frame, batch: tuple[int, ...]) -> GibbsKernel:
+        """The kernel of a frame whose problems have these batch axes."""
 
 
 class GibbsKernel(ABC):
@@ -25,26 +43,21 @@ class GibbsKernel(ABC):
     weight and a potential; ``-inf`` removes an atom. They are differentiable in the queries.
     """
 
-    engine: str
+    def __init__(self, engine: Engine, frame: Frame, batch: tuple[int, ...]) -> None:
+        self.engine, self.frame, self.batch = engine, frame, batch
 
-    def __init__(self, frame: Frame, batch: tuple[int, ...]) -> None:
-        self.frame, self.batch = frame, batch
-
-    # The engine's part, in working coordinates and working dtype, on (B, …) arrays.
-
-    @abstractmethod
-    def _log_sum(self, bias: Tensor) -> Tensor:
-        """``log Σ_j exp(bias_j − c_ij)``, ``(B, N)``; ``-inf`` for a row without atoms."""
+    # The engine's part, in working coordinates, on (B, …) arrays. Biases and guesses are float64;
+    # a guess is given only where no graph is wanted.
 
     @abstractmethod
-    def _average(self, bias: Tensor, values: Tensor) -> Tensor:
-        """``Σ_j softmax_j(bias_j − c_ij) values_j``, ``(B, N, v)``; any value without atoms."""
+    def _log_sum(self, bias: Tensor, guess: Tensor | None) -> Tensor:
+        """``log Σ_j exp(bias_j − c_ij)``, float64 ``(B, N)``; ``-inf`` for a row without atoms."""
 
     @abstractmethod
-    def _plain_sum(self, bias: Tensor, shift: Tensor, values: Tensor | None = None) -> Tensor:
-        """``Σ_j exp(bias_j − shift_i − c_ij) values_j``, ``(B, N, v)``, no graph.
+    def _average(self, bias: Tensor, values: Tensor | None, guess: Tensor | None) -> Tensor:
+        """``Σ_j softmax_j(bias_j − c_ij) values_j``, ``(B, N, v)``; any value without atoms.
 
-        Without values they are 1 and v = 1.
+        Without values they are the working atoms.
         """
 
     @abstractmethod
@@ -56,93 +69,87 @@ class GibbsKernel(ABC):
     @cached_property
     def T(self) -> GibbsKernel:
         """The transposed kernel: queries y, atoms x."""
-        return type(self)(self.frame.transposed(), self.batch)
+        return self.engine.kernel(self.frame.transposed(), self.batch)
 
+    @property
+    def eps(self) -> float:
+        """Rounding of the arithmetic on pairs."""
+        return torch.finfo(self.frame.y.dtype).eps
+
+    @final
     @in_full_precision
-    def log_mass(self, bias: Tensor, shift: Tensor | None = None) -> Tensor:
+    def log_mass(self, bias: Tensor, guess: Tensor | None = None) -> Tensor:
         """Log-mass ℓ_i = log Σ_j exp(bias_j − C_ij/τ).
 
         Args:
             bias: ``(…, M)``.
-            shift: A guess of the result, ``(…, N)``. Within a few tens of it, a plain sum of
+            guess: A guess of the result, ``(…, N)``. Within a few tens of it, a plain sum of
                 exponentials replaces the running maximum; the answer is the same.
 
         Returns:
             ``(…, N)``, float64.
         """
-        if shift is not None and not self.frame.x.requires_grad:
-            found = self._about(bias, shift, None)
-            if found is not None:
-                return found[0].reshape(*self.batch, -1)
-        bias, top = self._working(bias)
-        return (self.frame.row + top + self._log_sum(bias)).reshape(*self.batch, -1)
+        found = self._log_sum(self._full(bias), self._near(guess))
+        return (self.frame.row + found).reshape(*self.batch, -1)
 
+    @final
     @in_full_precision
     def barycentre(
-        self, bias: Tensor, values: Tensor | None = None, shift: Tensor | None = None
+        self, bias: Tensor, values: Tensor | None = None, guess: Tensor | None = None
     ) -> Tensor:
         """Barycentre T_i = Σ_j softmax_j(bias_j − C_ij/τ) · w_j.
 
         Args:
             bias: ``(…, M)``.
             values: One vector w_j an atom, ``(…, M, v)``; the atoms themselves by default.
-            shift: A guess of the log-mass, as in `log_mass`.
+            guess: A guess of the log-mass, as in `log_mass`.
 
         Returns:
             ``(…, N, v)`` in the dtype of the points; 0 for a query without atoms.
         """
-        empty = self.empty_rows(bias)
-        atoms = self.frame.y
-        flat = atoms if values is None else values.reshape(len(atoms), -1, values.shape[-1])
-        flat, mean = flat.to(atoms.dtype), None
-        if shift is not None and not self.frame.x.requires_grad:
-            found = self._about(bias, shift, flat)
-            mean = None if found is None else found[1]
-        if mean is None:
-            mean = self._average(self._working(bias)[0], flat)
+        flat = values
+        if flat is not None:
+            flat = flat.reshape(len(self.frame.y), -1, flat.shape[-1]).to(self.frame.y.dtype)
+        mean = self._average(self._full(bias), flat, self._near(guess))
         if values is None:
             mean = self.frame.atoms(mean)
-        mean = mean.reshape(*self.batch, *mean.shape[-2:])
-        return mean if empty is None else mean.masked_fill(empty[..., None], 0)
+        return self._without_empty(mean, bias)
 
+    @final
     @in_full_precision
     def mean_cost_gradient(self, bias: Tensor) -> Tensor:
         """Mean gradient Σ_j softmax_j ∇_x C(x_i, y_j) = −τ ∇ℓ(x_i), ``(…, N, d)``."""
         frame = self.frame
-        if frame.cost.form == "quadratic":
-            pull = self.barycentre(bias) - self.queries()
-            empty = self.empty_rows(bias)
-            if empty is not None:
-                pull = pull.masked_fill(empty[..., None], 0)
-            return -frame.cost.factor * pull
+        if frame.cost.curvature is not None:
+            away = self.queries() - self.barycentre(bias)
+            return self._without_empty(frame.cost.curvature * away.reshape(frame.x.shape), bias)
         # The log-mass of any cost knows its own gradient: one reduction more, no new formula.
         graph = frame.x.requires_grad
         with torch.inference_mode(False), torch.enable_grad():
-            kernel, weights = self, self._working(bias)[0]
+            kernel: GibbsKernel = self
+            full = self._full(bias)
             if not graph:
                 # Copies, because tensors made in inference mode cannot enter a graph.
                 x = frame.x.clone().requires_grad_()
-                kernel = type(self)(replace(frame, x=x, y=frame.y.clone()), self.batch)
-                weights = weights.clone()
-            x = kernel.frame.x
-            mass = kernel._log_sum(weights)
-            (slope,) = torch.autograd.grad(mass.sum(), x, create_graph=graph)
-        slope = slope.reshape(*self.batch, *slope.shape[-2:])
-        empty = self.empty_rows(bias)
-        if empty is not None:
-            slope = slope.masked_fill(empty[..., None], 0)
-        return -frame.tau * frame.scale * slope
+                copy = replace(frame, x=x, y=frame.y.clone(), rate=frame.rate.clone())
+                kernel = self.engine.kernel(copy, self.batch)
+                full = full.clone()
+            mass = kernel._log_sum(full, None)
+            (slope,) = torch.autograd.grad(mass.sum(), kernel.frame.x, create_graph=graph)
+        return self._without_empty(-(frame.tau * frame.scale).to(slope.dtype) * slope, bias)
 
+    @final
     @in_full_precision
     def floored(self, bias: Tensor, shift: Tensor, floor: float) -> tuple[Tensor, Tensor]:
         """Mass and barycentre of the coupling max(exp(bias_j − shift_i − C_ij/τ), floor)."""
-        bias, top = self._working(bias)
-        guess = (shift.reshape(self.frame.row.shape) - self.frame.row - top).to(bias.dtype)
-        values = torch.cat([torch.ones_like(self.frame.y[..., :1]), self.frame.y], -1)
+        frame = self.frame
+        bias, top = split(self._full(bias), frame.y.dtype)
+        guess = (shift.reshape(frame.row.shape) - frame.row - top).to(bias.dtype)
+        values = torch.cat([torch.ones_like(frame.y[..., :1]), frame.y], -1)
         values = values * torch.isfinite(bias)[..., None]  # the floor must not revive an atom
         total = self._floored_sum(bias, guess, values, floor)
         mass = total[..., :1]
-        mean = self.frame.atoms(total[..., 1:] / mass.clamp_min(torch.finfo(mass.dtype).tiny))
+        mean = frame.atoms(total[..., 1:] / mass.clamp_min(torch.finfo(mass.dtype).tiny))
         mean = mean.reshape(*self.batch, *mean.shape[-2:])
         return mass[..., 0].double().reshape(*self.batch, -1), mean
 
@@ -157,45 +164,32 @@ class GibbsKernel(ABC):
         if not self.frame.mask_self:
             return None
         alive = torch.isfinite(bias)
-        others = alive.sum(-1, keepdim=True) - _fit(alive, self.frame.x.shape[-2]).long()
-        empty = others <= 0
+        n, m = self.frame.x.shape[-2], alive.shape[-1]
+        # Atom i is query i where both exist.
+        own = torch.nn.functional.pad(alive, (0, n - m)) if n > m else alive[..., :n]
+        empty = alive.sum(-1, keepdim=True) - own.long() <= 0
         return empty if bool(empty.any()) else None
 
     # Helpers.
 
-    def _working(self, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Folds the atoms' linear term into the bias and takes out its maximum, in float64."""
-        col = self.frame.col
-        full = bias.detach().double().reshape(col.shape) + col
-        top = full.amax(-1, keepdim=True)
-        return (full - top).to(self.frame.y.dtype), top
+    def _full(self, bias: Tensor) -> Tensor:
+        """The bias with the atoms' linear term, float64 ``(B, M)``."""
+        return bias.detach().double().reshape(self.frame.col.shape) + self.frame.col
 
-    def _about(
-        self, bias: Tensor, shift: Tensor, values: Tensor | None
-    ) -> tuple[Tensor, Tensor] | None:
-        """Log-mass ``(B, N)`` and averages about a guess; None where the guess was too far."""
-        bias, top = self._working(bias)
-        row = self.frame.row + top
-        guess = (shift.reshape(row.shape) - row).to(bias.dtype)
-        if values is not None:
-            values = torch.cat([torch.ones_like(values[..., :1]), values], -1)
-        total = self._sum_about(bias, guess, values)
-        if total is None:
+    def _near(self, guess: Tensor | None) -> Tensor | None:
+        """A guess of the sum in working coordinates, ``(B, N)``; None where a graph is wanted."""
+        if guess is None or self.frame.x.requires_grad:
             return None
-        mass = row + guess.double() + total[..., 0].double().log()
-        return mass, total[..., 1:] / total[..., :1]
+        return guess.reshape(self.frame.row.shape) - self.frame.row
 
-    def _sum_about(
-        self, bias: Tensor, guess: Tensor, values: Tensor | None = None
-    ) -> Tensor | None:
-        """Plain sums about a guess of the log-mass; None where the guess was too far."""
-        total = self._plain_sum(bias, guess, values)
-        # Beyond these bounds single terms may have overflowed, or underflowed to denormals.
-        mass, edge = total[..., 0], torch.finfo(total.dtype).max ** (1 / 3)
-        return total if bool(((mass < edge) & (mass > 1 / edge)).all()) else None
+    def _without_empty(self, vectors: Tensor, bias: Tensor) -> Tensor:
+        """``(B, N, v)`` with the batch axes, 0 for queries without atoms."""
+        vectors = vectors.reshape(*self.batch, *vectors.shape[-2:])
+        empty = self.empty_rows(bias)
+        return vectors if empty is None else vectors.masked_fill(empty[..., None], 0)
 
 
-def _fit(flags: Tensor, length: int) -> Tensor:
-    """Cuts or pads flags ``(…, M)`` to ``(…, length)``: atom i is query i where both exist."""
-    missing = length - flags.shape[-1]
-    return torch.nn.functional.pad(flags, (0, missing)) if missing > 0 else flags[..., :length]
+def split(bias: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A float64 bias less its maximum, in a working dtype, and the maximum ``(B, 1)``."""
+    top = bias.amax(-1, keepdim=True)
+    return (bias - top).to(dtype), top

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,20 +9,38 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from keodrift.reductions.blocks import (
+    exclude_self,
+    exponentials_,
+    lowest,
+    raise_to,
+    row_blocks,
+    working_cost,
+)
+from keodrift.reductions.engines.pairs import PairKernel
 from keodrift.reductions.frame import Frame
-from keodrift.reductions.kernel import GibbsKernel
+from keodrift.reductions.kernel import Engine, GibbsKernel
 from keodrift.reductions.precision import in_full_precision
 
 # Absorbed weights stop at exp(−55), so that products with them are not denormal, which cost ten
 # times a normal one; sums are trusted within exp(±25), where that is lost in rounding.
 ABSORBED_LEAST, ABSORBED_REACH = -55.0, 25.0
 
-CACHED_PAIRS = 1 << 18  # worked on at a time, so that they stay in a processor's cache
+
+@dataclass(frozen=True)
+class Dense(Engine):
+    """Stores all pairs."""
+
+    name = "dense"
+
+    def kernel(self, frame: Frame, batch: tuple[int, ...]) -> DenseKernel:
+        """The kernel, whose block is formed when it is first asked for."""
+        return DenseKernel(self, frame, batch)
 
 
 @dataclass
 class _Absorbed:
-    """``weights_ij = exp(row_i + col_j − C_ij/τ)``: a pass is then one matrix-vector product.
+    """``weights_ij = exp(row_i + col_j − c_ij)``: a pass is then one matrix-vector product.
 
     Row and column parts are float64; they are swapped and the weights transposed for the
     transposed kernel.
@@ -34,17 +51,15 @@ class _Absorbed:
     weights: Tensor
 
 
-class DenseKernel(GibbsKernel):
+class DenseKernel(PairKernel):
     """Holds ``c_ij`` for all pairs: O(NM) memory, one pass of exponentials a verb.
 
     Passes about a guess go through a second block with the potentials absorbed, shared with the
     transposed kernel, until the potentials have moved too far from it.
     """
 
-    engine = "dense"
-
-    def __init__(self, frame: Frame, batch: tuple[int, ...]) -> None:
-        super().__init__(frame, batch)
+    def __init__(self, engine: Engine, frame: Frame, batch: tuple[int, ...]) -> None:
+        super().__init__(engine, frame, batch)
         self._absorbed: list[_Absorbed] = []
         self._turned = False  # whether rows here are columns of the absorbed block
 
@@ -58,12 +73,12 @@ class DenseKernel(GibbsKernel):
     @cached_property
     def T(self) -> GibbsKernel:
         """The transposed kernel, on the same blocks."""
-        turned = DenseKernel(self.frame.transposed(), self.batch)
+        turned = DenseKernel(self.engine, self.frame.transposed(), self.batch)
         turned.__dict__["block"] = self.block.detach().mT
         turned._absorbed, turned._turned = self._absorbed, not self._turned
         return turned
 
-    def _log_sum(self, bias: Tensor) -> Tensor:
+    def _stable_log_sum(self, bias: Tensor) -> Tensor:
         if self.block.requires_grad:
             return torch.logsumexp(bias[:, None, :] - self.block, -1).double()
         mass = bias.new_empty(self.block.shape[:-1], dtype=torch.float64)
@@ -72,7 +87,7 @@ class DenseKernel(GibbsKernel):
             mass[:, rows] = found.masked_fill_(top < lowest(top), -torch.inf)
         return mass
 
-    def _average(self, bias: Tensor, values: Tensor) -> Tensor:
+    def _stable_average(self, bias: Tensor, values: Tensor) -> Tensor:
         if self.block.requires_grad:
             return torch.softmax(bias[:, None, :] - self.block, -1) @ values
         mean = values.new_empty(*self.block.shape[:-1], values.shape[-1])
@@ -109,12 +124,11 @@ class DenseKernel(GibbsKernel):
         return total
 
     def _about(
-        self, bias: Tensor, shift: Tensor, values: Tensor | None
+        self, bias: Tensor, guess: Tensor, values: Tensor | None
     ) -> tuple[Tensor, Tensor] | None:
-        bias = bias.detach().double().reshape(self.frame.col.shape)
         found = self._through_absorbed(bias, values) if self._absorbed else None
         if found is None:
-            self._absorb(bias, shift.reshape(self.frame.row.shape))
+            self._absorb(bias, guess)
             found = self._through_absorbed(bias, values)
         return found
 
@@ -135,10 +149,9 @@ class DenseKernel(GibbsKernel):
             return None
         return mass.add_(top).sub_(row), total[..., 1:] / total[..., :1]
 
-    def _absorb(self, bias: Tensor, shift: Tensor) -> None:
-        block, frame = self.block.detach(), self.frame
-        row, dead = frame.row - shift, torch.isneginf(bias)
-        col = bias + frame.col
+    def _absorb(self, bias: Tensor, guess: Tensor) -> None:
+        block = self.block.detach()
+        row, col, dead = -guess, bias, torch.isneginf(bias)
         if bool(dead.any()):
             # An atom without weight has no bias to absorb; its column is scaled to a maximum of 1.
             col = torch.where(dead, -(row[..., None] - block).amax(-2), col)
@@ -149,83 +162,6 @@ class DenseKernel(GibbsKernel):
         for rows in row_blocks(block):
             torch.sub(col[:, None, :], block[:, rows], out=weights[:, rows])
             weights[:, rows].add_(row[:, rows, None]).clamp_(min=ABSORBED_LEAST).exp_()
-        row, col = row.double() - frame.row, col.double() - frame.col
+        row, col = row.double(), col.double()
         kept = _Absorbed(col, row, weights.mT) if self._turned else _Absorbed(row, col, weights)
         self._absorbed[:] = [kept]
-
-
-def row_blocks(block: Tensor) -> Iterator[slice]:
-    """Rows of ``(B, N, M)`` that fit into a processor's cache; on a GPU all of them."""
-    b, n, m = block.shape
-    step = max(1, CACHED_PAIRS // max(1, b * m)) if block.device.type == "cpu" else max(1, n)
-    return (slice(i, i + step) for i in range(0, n, step))
-
-
-def exponentials_(logits: Tensor) -> Tensor:
-    """Exponentials in place, never denormal.
-
-    Denormal results cost ten times a normal one and denormal weights slow every product; raised
-    to the smallest normal number, about 1e-38 beside a row's sum, they change nothing.
-    """
-    return logits.clamp_(min=math.log(torch.finfo(logits.dtype).tiny) + 1).exp_()
-
-
-def lowest(like: Tensor) -> float:
-    """A number below every logit, of which differences stay finite."""
-    return torch.finfo(like.dtype).min / 4
-
-
-def raise_to(floor: float, weights: Tensor, mask_self: bool, i: int = 0, j: int = 0) -> Tensor:
-    """Raises kernel values to a floor; excluded pairs stay at 0."""
-    weights = weights.clamp(min=floor)
-    if mask_self:
-        _diagonal(weights, i, j).zero_()
-    return weights
-
-
-def exclude_self(block: Tensor, i: int, j: int) -> Tensor:
-    """Gives pairs with equal index infinite cost, in a block that starts at (i, j)."""
-    block = block.clone() if block.requires_grad else block
-    _diagonal(block, i, j).fill_(torch.inf)
-    return block
-
-
-def _diagonal(block: Tensor, i: int, j: int) -> Tensor:
-    offset = i - j
-    rows, cols = block.shape[-2:]
-    if offset >= cols or -offset >= rows:
-        return block[..., :0, 0]
-    return block.diagonal(offset, -2, -1)
-
-
-def working_cost(frame: Frame, x: Tensor, y: Tensor) -> Tensor:
-    """The pair cost of a frame on tensors, ``(B, N, M)``, from coordinate differences."""
-    form = frame.cost.form
-    if form == "expression":
-        return frame.cost.pairs(x, y) / frame.tau
-    if x.requires_grad:
-        square = (x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1)
-        if form == "quadratic":
-            return square / 2
-        # A floor under the root makes the derivative at coinciding points 0 instead of NaN.
-        return square.clamp_min(torch.finfo(x.dtype).tiny).sqrt() * (frame.cost.factor / frame.tau)
-    if form == "quadratic" and x.dtype == torch.float32 and x.device.type == "cpu":
-        return _by_products(x, y)
-    distance = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
-    if form == "quadratic":
-        return distance.square_().div_(2)
-    return distance.mul_(frame.cost.factor / frame.tau)
-
-
-def _by_products(x: Tensor, y: Tensor) -> Tensor:
-    """½‖x−y‖² = ½‖x‖² + ½‖y‖² − x·y, in float64 before it is rounded: exact where it cancels.
-
-    Differences, which `torch.cdist` takes, are five times slower on a CPU.
-    """
-    x, y = x.double(), y.double()
-    left = torch.cat([-x, x.square().sum(-1, keepdim=True) / 2, torch.ones_like(x[..., :1])], -1)
-    right = torch.cat([y, torch.ones_like(y[..., :1]), y.square().sum(-1, keepdim=True) / 2], -1)
-    out = torch.empty(*x.shape[:-1], y.shape[-2], dtype=torch.float32)
-    for rows in row_blocks(out):
-        out[:, rows].copy_(left[:, rows] @ right.mT).clamp_(min=0)
-    return out

@@ -14,24 +14,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from keodrift.reductions.dense import exponentials_, lowest
-from keodrift.reductions.expansion import (
+from keodrift.reductions.blocks import exponentials_, lowest
+from keodrift.reductions.engines.cells.expansion import (
     exponential_polynomial,
     monomials,
     multi_indices,
     multinomials,
     slopes,
 )
-from keodrift.reductions.keops import KeopsKernel
-from keodrift.reductions.kernel import GibbsKernel
-from keodrift.reductions.partition import Cells, Tilted, cut, relevant
-from keodrift.reductions.precision import in_full_precision
+from keodrift.reductions.engines.cells.partition import Partition, Tilted, cut, relevant
+from keodrift.reductions.engines.keops.kernel import Keops
+from keodrift.reductions.frame import Frame
+from keodrift.reductions.kernel import Engine, GibbsKernel
 
 # Dimensions in which cells of one bandwidth hold many points.
 CELLS_DIMENSION = 3
@@ -47,22 +47,40 @@ MARGIN = 1.0
 TILE, MOMENTS = 1 << 20, 1 << 25
 
 
-class CellKernel(GibbsKernel):
-    """Squared costs in d ≤ 3 by cells; what it cannot compress goes to the keops engine."""
+@dataclass(frozen=True)
+class Cells(Engine):
+    """Compresses pairs between cells.
 
-    engine = "cells"
+    Attributes:
+        otherwise: Engine of what it cannot compress: other costs, more dimensions, masks, graphs,
+            and clouds so small or so wide that pairs of points are cheaper.
+    """
+
+    name = "cells"
+    compiles = True
+    otherwise: Engine = field(default_factory=Keops)
+
+    def kernel(self, frame: Frame, batch: tuple[int, ...]) -> GibbsKernel:
+        """The kernel; clouds are cut when they are first met."""
+        return CellKernel(self, frame, batch)
+
+
+class CellKernel(GibbsKernel):
+    """Squared costs in d ≤ 3 by cells; what it cannot compress goes to another engine."""
+
+    engine: Cells
 
     @cached_property
     def T(self) -> GibbsKernel:
         """The transposed kernel, on the same cells."""
-        turned = CellKernel(self.frame.transposed(), self.batch)
+        turned = CellKernel(self.engine, self.frame.transposed(), self.batch)
         if self._compresses:
             turned.__dict__["_problems"] = [_Clouds(p.y, p.x) for p in self._problems]
         return turned
 
     @cached_property
-    def _exact(self) -> KeopsKernel:
-        return KeopsKernel(self.frame, self.batch)
+    def _exact(self) -> GibbsKernel:
+        return self.engine.otherwise.kernel(self.frame, self.batch)
 
     @cached_property
     def _problems(self) -> list[_Clouds]:
@@ -73,57 +91,31 @@ class CellKernel(GibbsKernel):
     @property
     def _compresses(self) -> bool:
         frame = self.frame
-        return (
-            frame.cost.form == "quadratic"
-            and frame.x.shape[-1] <= CELLS_DIMENSION
-            and not frame.mask_self
-            and not frame.x.requires_grad
-        )
+        low = frame.x.shape[-1] <= CELLS_DIMENSION
+        return frame.quadratic and low and not (frame.mask_self or frame.x.requires_grad)
 
-    @in_full_precision
-    def log_mass(self, bias: Tensor, shift: Tensor | None = None) -> Tensor:
-        """As in `GibbsKernel.log_mass`; between cells a guess saves nothing."""
-        found = self._sums(bias, averages=False)
-        if found is None:
-            return self._exact.log_mass(bias, shift)
-        return (self.frame.row + found).reshape(*self.batch, -1)
+    def _log_sum(self, bias: Tensor, guess: Tensor | None) -> Tensor:
+        found = self._sums(bias, averages=False)  # between cells a guess saves nothing
+        return self._exact._log_sum(bias, guess) if found is None else found
 
-    @in_full_precision
-    def barycentre(
-        self, bias: Tensor, values: Tensor | None = None, shift: Tensor | None = None
-    ) -> Tensor:
-        """As in `GibbsKernel.barycentre`; other values than the atoms are not compressed."""
+    def _average(self, bias: Tensor, values: Tensor | None, guess: Tensor | None) -> Tensor:
         found = self._sums(bias, averages=True) if values is None else None
-        if found is None:
-            return self._exact.barycentre(bias, values, shift)
-        mean = self.frame.atoms(found)
-        return mean.reshape(*self.batch, *mean.shape[-2:])
+        return self._exact._average(bias, values, guess) if found is None else found
+
+    def _floored_sum(self, bias: Tensor, shift: Tensor, values: Tensor, floor: float) -> Tensor:
+        return self._exact._floored_sum(bias, shift, values, floor)
 
     def _sums(self, bias: Tensor, averages: bool) -> Tensor | None:
-        """Log-sums or averages in working coordinates; None where pairs of points are cheaper."""
+        """Log-sums or averages of the atoms; None where pairs of points are cheaper."""
         if not self._compresses:
             return None
-        # float64 down to the cells, within which all that is left is small.
-        full = bias.detach().double().reshape(self.frame.col.shape) + self.frame.col
         found = []
-        for problem, each in zip(self._problems, full, strict=True):
+        for problem, each in zip(self._problems, bias, strict=True):
             sums = problem.sums(each, averages)
             if sums is None:
                 return None
             found.append(sums)
         return torch.stack(found)
-
-    def _log_sum(self, bias: Tensor) -> Tensor:
-        return self._exact._log_sum(bias)
-
-    def _average(self, bias: Tensor, values: Tensor) -> Tensor:
-        return self._exact._average(bias, values)
-
-    def _plain_sum(self, bias: Tensor, shift: Tensor, values: Tensor | None = None) -> Tensor:
-        return self._exact._plain_sum(bias, shift, values)
-
-    def _floored_sum(self, bias: Tensor, shift: Tensor, values: Tensor, floor: float) -> Tensor:
-        return self._exact._floored_sum(bias, shift, values, floor)
 
 
 @dataclass
@@ -140,8 +132,8 @@ class _Pairs:
 class _Clouds:
     """One pair of clouds in cells; its pairs of cells serve as long as the bias hardly moves."""
 
-    x: Cells
-    y: Cells
+    x: Partition
+    y: Partition
     pairs: _Pairs | None = None
 
     def sums(self, bias: Tensor, averages: bool) -> Tensor | None:
@@ -188,7 +180,7 @@ class _Clouds:
 
 
 def _moments(
-    x: Cells, y: Cells, tilted: Tilted, i: Tensor, j: Tensor, degree: int
+    x: Partition, y: Partition, tilted: Tilted, i: Tensor, j: Tensor, degree: int
 ) -> tuple[Tensor, Tensor]:
     """Moments of the atoms' cells j as seen from the queries' cells i.
 
@@ -220,8 +212,8 @@ def _moments(
 
 
 def _evaluate(
-    x: Cells,
-    y: Cells,
+    x: Partition,
+    y: Partition,
     cells: slice,
     i: Tensor,
     j: Tensor,

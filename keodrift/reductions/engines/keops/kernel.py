@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from keodrift.reductions import compiler
-from keodrift.reductions.kernel import GibbsKernel
-from keodrift.reductions.tiled import TiledKernel
+from keodrift.reductions.engines.keops import compiler
+from keodrift.reductions.engines.pairs import PairKernel
+from keodrift.reductions.engines.tiled import Tiled, TiledKernel
+from keodrift.reductions.frame import Frame
+from keodrift.reductions.kernel import Engine
 
 # Stands for −inf inside formulas: exp of it is 0, and differences of it stay finite.
 NEVER = -1e30
@@ -25,19 +27,29 @@ VECTOR_VALUES = 4
 ROUGH_PAIRS, ROUGH_ATOMS = 1 << 23, 512
 
 
-class KeopsKernel(GibbsKernel):
+@dataclass(frozen=True)
+class Keops(Engine):
+    """Compiles symbolic reductions."""
+
+    name = "keops"
+    compiles = True
+
+    def kernel(self, frame: Frame, batch: tuple[int, ...]) -> KeopsKernel:
+        """The kernel; a formula compiles when it is first used."""
+        return KeopsKernel(self, frame, batch)
+
+
+class KeopsKernel(PairKernel):
     """Symbolic ``bias_j − c_ij``; formulas compile on first use, once per d and dtype."""
 
-    engine = "keops"
-
-    def _log_sum(self, bias: Tensor) -> Tensor:
+    def _stable_log_sum(self, bias: Tensor) -> Tensor:
         guess = self._rough_log_sum(bias)
         if guess is not None:
-            total = self._sum_about(bias, guess)
-            if total is not None:
-                return guess.double() + total[..., 0].double().log()
+            found = self._sum_about(bias, 0.0, guess, None)
+            if found is not None:
+                return found[0]
             if not bias.is_cuda:  # where a running maximum stops the compiler from vectorising
-                return self._tiled._log_sum(bias)
+                return self._tiled._stable_log_sum(bias)
 
         def run() -> Tensor:
             logits = self._logits(bias)
@@ -45,20 +57,18 @@ class KeopsKernel(GibbsKernel):
 
         out = self._run("log_sum", run)
         if out is None:
-            return self._tiled._log_sum(bias)
+            return self._tiled._stable_log_sum(bias)
         out = out.reshape(self.frame.x.shape[:-1]).double()
         return out.masked_fill(out.detach() < NEVER / 2, -torch.inf)
 
-    def _average(self, bias: Tensor, values: Tensor) -> Tensor:
+    def _stable_average(self, bias: Tensor, values: Tensor) -> Tensor:
         guess = self._rough_log_sum(bias)
         if guess is not None:
-            total = self._sum_about(
-                bias, guess, torch.cat([torch.ones_like(values[..., :1]), values], -1)
-            )
-            if total is not None:
-                return total[..., 1:] / total[..., :1]
+            found = self._sum_about(bias, 0.0, guess, values)
+            if found is not None:
+                return found[1]
             if not bias.is_cuda:
-                return self._tiled._average(bias, values)
+                return self._tiled._stable_average(bias, values)
 
         def run() -> Tensor:
             logits = self._logits(bias)
@@ -67,12 +77,12 @@ class KeopsKernel(GibbsKernel):
 
         out = self._run(("average", values.shape[-1]), run)
         if out is None:
-            return self._tiled._average(bias, values)
+            return self._tiled._stable_average(bias, values)
         return out.reshape(*self.frame.x.shape[:-1], values.shape[-1])
 
     def _plain_sum(self, bias: Tensor, shift: Tensor, values: Tensor | None = None) -> Tensor:
         frame = self.frame
-        if frame.cost.form != "quadratic":
+        if not frame.quadratic:
             return self._tiled._plain_sum(bias, shift, values)
         d, v = frame.x.shape[-1], 0 if values is None else values.shape[-1]
         if v > VECTOR_VALUES and not bias.is_cuda:
@@ -104,7 +114,7 @@ class KeopsKernel(GibbsKernel):
         """A guess of the log-sum from a few atoms, where a plain sum about it is worth trying."""
         frame = self.frame
         n, m = frame.x.shape[1], frame.y.shape[1]
-        if frame.x.requires_grad or frame.cost.form != "quadratic":
+        if frame.x.requires_grad or not frame.quadratic:
             return None
         if n * m < ROUGH_PAIRS or m < ROUGH_ATOMS:
             return None
@@ -112,7 +122,8 @@ class KeopsKernel(GibbsKernel):
         few = replace(
             frame, y=frame.y[:, ::stride].contiguous(), col=frame.col[:, ::stride], mask_self=False
         )
-        rough = TiledKernel(few, self.batch)._log_sum(bias[:, ::stride].contiguous())
+        some = bias[:, ::stride].contiguous()
+        rough = Tiled().kernel(few, self.batch)._stable_log_sum(some)
         return (rough + math.log(stride)).to(bias.dtype)
 
     # Symbols.
@@ -124,13 +135,13 @@ class KeopsKernel(GibbsKernel):
 
     @cached_property
     def _tiled(self) -> TiledKernel:
-        return TiledKernel(self.frame, self.batch)
+        return Tiled().kernel(self.frame, self.batch)
 
     @cached_property
     def _points(self) -> tuple[Tensor, Tensor]:
         """Points scaled so that a quadratic cost is ‖x − y‖², which spares a product a pair."""
         frame = self.frame
-        factor = 0.5**0.5 if frame.cost.form == "quadratic" else 1.0
+        factor = 0.5**0.5 if frame.quadratic else 1.0
         return (frame.x * factor).contiguous(), (frame.y * factor).contiguous()
 
     def _symbol(self, array: Tensor, axis: int) -> Any:
@@ -142,14 +153,13 @@ class KeopsKernel(GibbsKernel):
     def _logits(self, bias: Tensor) -> Any:
         frame = self.frame
         x, y = (self._symbol(points, axis) for axis, points in enumerate(self._points))
-        if frame.cost.form == "quadratic":
+        if frame.quadratic:
             cost = x.sqdist(y)
         else:
+            radial = frame.cost.radial
+            cost = frame.cost.expression(x, y) if radial is None else radial(x.sqdist(y).sqrt())
             # A variable, not a number: numbers become parameters that live on the CPU.
-            rate = torch.full_like(frame.y[..., :1], frame.cost.factor / frame.tau)
-            distance = frame.cost.form == "distance"
-            cost = x.sqdist(y).sqrt() if distance else frame.cost.expression(x, y)
-            cost = cost * self._symbol(rate, 1)
+            cost = cost * self._symbol(frame.rate.expand(-1, frame.y.shape[1], 1), 1)
         logits = self._symbol(bias.clamp_min(NEVER)[..., None], 1) - cost
         if not frame.mask_self:
             return logits

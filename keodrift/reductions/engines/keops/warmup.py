@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 from keodrift.checks import check_positive
 from keodrift.costs import as_cost
 from keodrift.errors import DtypeError
+from keodrift.reductions.engines.keops.kernel import Keops
 from keodrift.reductions.frame import make_frame
-from keodrift.reductions.keops import KeopsKernel
 
 
 def warmup(
@@ -56,13 +56,14 @@ def warmup(
     if dtype not in (torch.float32, torch.float64):
         raise DtypeError("dtype", dtype, "torch.float32 or torch.float64")
     points = torch.arange(4.0, dtype=dtype, device=device)[:, None].expand(1, 4, d) / 4
-    kernel = KeopsKernel(make_frame(points, points, as_cost(cost), 1.0, mask_self), ())
+    one = torch.ones(1, dtype=torch.float64, device=device)
+    kernel = Keops().kernel(make_frame(points, points, as_cost(cost), one, mask_self), ())
     bias = torch.zeros(4, dtype=torch.float64, device=device)
     verbs: dict[str, Callable[[], Tensor]] = {
         "log-mass": lambda: kernel.log_mass(bias),
         "log-mass about a guess": lambda: kernel.log_mass(bias, bias),
         "barycentre": lambda: kernel.barycentre(bias),
-        "barycentre about a guess": lambda: kernel.barycentre(bias, shift=bias),
+        "barycentre about a guess": lambda: kernel.barycentre(bias, guess=bias),
     }
     taken = {}
     bar = tqdm(verbs.items(), desc=f"compile d = {d}", unit="formula", disable=not progress)

@@ -7,11 +7,10 @@ import reference as ref
 import torch
 
 import keodrift as kd
-from keodrift import multilevel, reductions
-from keodrift.costs import as_cost
-from keodrift.newton import newton
-from keodrift.reductions import gibbs_kernel
-from keodrift.sinkhorn import solve
+from keodrift.costs import squared
+from keodrift.reductions import ENGINES, engine
+from keodrift.transport import Coupling, EntropicProblem, Sinkhorn, clusters, coarse, zero
+from keodrift.transport.newton import newton
 
 
 def weights_of(n: int, seed: int) -> torch.Tensor:
@@ -29,13 +28,13 @@ def uniform(n: int) -> torch.Tensor:
 @pytest.mark.parametrize("k", [1, 16, 300])
 def test_clusters_keep_mass_and_mean(monkeypatch, cloud, regional, d, k):
     if regional:
-        monkeypatch.setattr(multilevel, "ALL_DISTANCES", 0)
+        monkeypatch.setattr(clusters, "ALL_DISTANCES", 0)
     points, weights = cloud(0, 200, d), weights_of(200, 1)
-    centres, mass = multilevel.cluster(points, weights, k)
+    centres, mass = clusters.cluster(points, weights, k)
     assert len(centres) == len(mass) <= min(k, int((weights > 0).sum()))
     assert bool((mass > 0).all()) and abs(float(mass.sum()) - 1) <= 1e-12
     assert torch.allclose(mass @ centres, weights @ points, atol=1e-12)
-    again, _ = multilevel.cluster(points, weights, k)
+    again, _ = clusters.cluster(points, weights, k)
     assert torch.equal(again, centres)
 
 
@@ -44,7 +43,7 @@ def test_clusters_far_from_the_origin_are_those_near_it(cloud):
     far = points + 8192
     assert torch.equal(far - 8192, points)
     (centres, mass), (moved, same) = (
-        multilevel.cluster(p, uniform(500), 30) for p in (points, far)
+        clusters.cluster(p, uniform(500), 30) for p in (points, far)
     )
     assert torch.equal(mass, same)
     torch.testing.assert_close(moved - 8192, centres, rtol=0, atol=1e-3)  # a rounding there
@@ -52,18 +51,18 @@ def test_clusters_far_from_the_origin_are_those_near_it(cloud):
 
 @pytest.mark.parametrize("backend", ["dense", "tiled"])
 def test_an_engine_that_compiles_nothing_does_so_for_clusters_too(monkeypatch, cloud, backend):
-    monkeypatch.setattr(reductions, "DENSE_PAIRS", 0)
+    monkeypatch.setattr(engine, "DENSE_PAIRS", 0)
     drift = kd.SinkhornDrift(0.1, backend=backend)
-    monkeypatch.setitem(reductions.ENGINES, "keops", None)
+    monkeypatch.setitem(ENGINES, "keops", None)
     field = drift.fit(cloud(0, 700, 2), cloud(1, 600, 2) + 2)
-    assert bool(field.converged) and field.couplings[0].kernel.engine == backend
+    assert bool(field.converged) and field.couplings[0].problem.kernel.engine.name == backend
 
 
 def test_the_regional_search_is_nearly_the_exact_one(monkeypatch, cloud):
     points, samples = cloud(0, 3000, 2), cloud(1, 400, 2)
     exact = torch.cdist(points, samples).amin(-1)
-    monkeypatch.setattr(multilevel, "ALL_DISTANCES", 0)
-    found = (points - samples[multilevel._nearest(points, samples)]).norm(dim=-1)
+    monkeypatch.setattr(clusters, "ALL_DISTANCES", 0)
+    found = (points - samples[clusters._owners(points, samples)]).norm(dim=-1)
     assert bool((found >= exact - 1e-12).all())
     # Points near the border of a region may miss a sample across it.
     assert float((found <= exact + 1e-12).double().mean()) >= 0.7
@@ -71,9 +70,9 @@ def test_the_regional_search_is_nearly_the_exact_one(monkeypatch, cloud):
 
 
 def test_the_regional_search_survives_coinciding_points(monkeypatch):
-    monkeypatch.setattr(multilevel, "ALL_DISTANCES", 0)
+    monkeypatch.setattr(clusters, "ALL_DISTANCES", 0)
     points = torch.cat([torch.zeros(50, 2), torch.ones(3, 2)])
-    centres, mass = multilevel.cluster(points, torch.full((53,), 1 / 53, dtype=torch.float64), 20)
+    centres, mass = clusters.cluster(points, torch.full((53,), 1 / 53, dtype=torch.float64), 20)
     assert abs(float(mass.sum()) - 1) <= 1e-12 and len(centres) <= 20
 
 
@@ -93,11 +92,11 @@ def test_a_new_batch_is_mended_on_clusters(monkeypatch):
     x, y = batch(1, 400)
     warm = drift.fit(x, y, start=first)
     a = torch.full((400,), 1 / 400, dtype=torch.float64)
-    kernel = gibbs_kernel(x, y, "squared", 0.2)
-    carried = first.potentials[0](y)
-    plainly = solve(kernel, a, a, tol=1e-4, max_iterations=2000, start=(carried, None))
+    problem = EntropicProblem(x, y, a, a, squared, 0.2)
+    carried = Coupling(problem, first.couplings[0].potential_at(y), 1e-4)
+    plainly = Sinkhorn(tol=1e-4).solve(problem, lambda *_: carried)
     assert bool(warm.converged)
-    assert warm.couplings[0].iterations < plainly.iterations
+    assert warm.couplings[0].half_steps < plainly.half_steps
     p = ref.problem(x, y, 0.2, cost="squared")
     expected = ref.sinkhorn(p)(x)
     assert float((warm() - expected).norm() / expected.norm()) <= 1e-2
@@ -111,7 +110,7 @@ def test_newton_solves_small_problems(tau, weighted):
     x, y = x[:50], y[:40]
     a, b = (weights_of(n, n) if weighted else uniform(n) for n in (50, 40))
     start = torch.zeros(40, dtype=torch.float64)
-    g, f = newton(x, y, a, b, as_cost("squared"), tau, start, tol=1e-8)
+    g, f = newton(EntropicProblem(x, y, a, b, squared, tau), start, tol=1e-8)
     coupling = a[:, None] * b * (f[:, None] + g - torch.cdist(x, y).square() / tau).exp()
     assert float((coupling.sum(0) - b).abs().sum()) <= 1e-6
     assert float((coupling.sum(1) - a).abs().sum()) <= 1e-6
@@ -128,7 +127,7 @@ def test_a_hopeless_problem_is_no_worse_after_newton():
         f = -torch.logsumexp(a.log() + g - torch.cdist(x, y).square() / 1e-5, 1)
         return float((a * f).sum() + (a * g).sum())
 
-    g, _ = newton(x, y, a, a, as_cost("squared"), 1e-5, start, tol=1e-8)
+    g, _ = newton(EntropicProblem(x, y, a, a, squared, 1e-5), start, tol=1e-8)
     assert bool(torch.isfinite(g).all()) and dual(g) >= dual(start)
 
 
@@ -136,4 +135,4 @@ def test_the_same_batch_again_takes_one_sweep():
     drift = kd.SinkhornDrift(0.2, cost="squared", tol=1e-4)
     x, y = batch(0, 400)
     first = drift.fit(x, y)
-    assert drift.fit(x, y, start=first).couplings[0].iterations <= 3
+    assert drift.fit(x, y, start=first).couplings[0].half_steps <= 3

@@ -27,7 +27,7 @@ FLAT_PAIRS = 1 << 22
 
 
 @dataclass(frozen=True)
-class Cells:
+class Partition:
     """A cloud of N points sorted by the C cells of a grid.
 
     Attributes:
@@ -49,14 +49,14 @@ class Cells:
     centre: Tensor
     radius: Tensor
     local: Tensor
-    parents: Cells | None = None
+    parents: Partition | None = None
     first: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.count)
 
 
-def cut(points: Tensor, side: float) -> Cells:
+def cut(points: Tensor, side: float) -> Partition:
     """Sorts ``(N, d)`` points by the cubes of a grid."""
     place = ((points.double() - points.double().amin(0)) / side).floor().long()
     fine, coarse = _label(place), _label(place.div(FAMILY, rounding_mode="floor"))
@@ -66,7 +66,7 @@ def cut(points: Tensor, side: float) -> Cells:
     parents = _group(points, order, coarse)
     cells = _group(points, order, fine)
     first = torch.searchsorted(cells.start, parents.start)
-    return Cells(**{**vars(cells), "parents": parents, "first": first})
+    return Partition(**{**vars(cells), "parents": parents, "first": first})
 
 
 def _label(place: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def _label(place: Tensor) -> Tensor:
     return label
 
 
-def _group(points: Tensor, order: Tensor, label: Tensor) -> Cells:
+def _group(points: Tensor, order: Tensor, label: Tensor) -> Partition:
     _, owner, count = label.unique_consecutive(return_inverse=True, return_counts=True)
     shape = (len(count), points.shape[-1])
     index = owner[:, None].expand_as(points)
@@ -88,7 +88,7 @@ def _group(points: Tensor, order: Tensor, label: Tensor) -> Cells:
     local = points - centre[owner]
     reach = local.double().norm(dim=-1)
     radius = reach.new_zeros(len(count)).scatter_reduce_(0, owner, reach, "amax")
-    return Cells(order, count.cumsum(0) - count, count, owner, centre.double(), radius, local)
+    return Partition(order, count.cumsum(0) - count, count, owner, centre.double(), radius, local)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Tilted:
     level: Tensor
 
     @staticmethod
-    def of(cells: Cells, bias: Tensor) -> Tilted:
+    def of(cells: Partition, bias: Tensor) -> Tilted:
         """Statistics of cells whose sorted points carry ``bias (N,)``, float64."""
         v, owner = cells.local.double(), cells.owner
 
@@ -142,7 +142,7 @@ class Tilted:
 
 
 def relevant(
-    x: Cells, y: Cells, bias: Tensor, tilted: Tilted, omitted: float
+    x: Partition, y: Partition, bias: Tensor, tilted: Tilted, omitted: float
 ) -> tuple[Tensor, Tensor]:
     """Pairs of cells outside which no query finds more than a share of its mass.
 
@@ -172,7 +172,9 @@ def relevant(
     return rows_, cols_
 
 
-def _families(x: Cells, y: Cells, bias: Tensor, omitted: float) -> Iterator[tuple[Tensor, Tensor]]:
+def _families(
+    x: Partition, y: Partition, bias: Tensor, omitted: float
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Cells of each parent of x, with the cells of y whose parents it needs."""
     (above_x, children_x), (above_y, children_y) = _children(x), _children(y)
     above = Tilted.of(above_y, bias)
@@ -182,7 +184,7 @@ def _families(x: Cells, y: Cells, bias: Tensor, omitted: float) -> Iterator[tupl
         yield cells, torch.cat([children_y[k] for k in near.tolist()])
 
 
-def _children(cells: Cells) -> tuple[Cells, tuple[Tensor, ...]]:
+def _children(cells: Partition) -> tuple[Partition, tuple[Tensor, ...]]:
     """The parents of cells, themselves if there are none, and the cells of each."""
     every = torch.arange(len(cells), device=cells.start.device)
     if cells.parents is None or cells.first is None:
@@ -193,7 +195,7 @@ def _children(cells: Cells) -> tuple[Cells, tuple[Tensor, ...]]:
 
 
 def _compare(
-    x: Cells, y: Cells, tilted: Tilted, i: Tensor, j: Tensor, omitted: float
+    x: Partition, y: Partition, tilted: Tilted, i: Tensor, j: Tensor, omitted: float
 ) -> tuple[Tensor, Tensor]:
     """Which of the atoms' cells j each of the queries' cells i needs."""
     centre, radius = x.centre[i], x.radius[i, None]

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from keodrift.reductions.dense import exclude_self, exponentials_, lowest, raise_to, working_cost
-from keodrift.reductions.kernel import GibbsKernel
+from keodrift.reductions.blocks import (
+    exclude_self,
+    exponentials_,
+    lowest,
+    raise_to,
+    working_cost,
+)
+from keodrift.reductions.engines.pairs import PairKernel
+from keodrift.reductions.frame import Frame
+from keodrift.reductions.kernel import Engine
 
 # Pairs a tile: its logits and their exponentials stay in a core's cache.
 TILE_PAIRS = 1 << 19
@@ -20,12 +29,21 @@ GRAPH_PAIRS = 1 << 21
 LOGIT_ERROR = 1e-4
 
 
-class TiledKernel(GibbsKernel):
+@dataclass(frozen=True)
+class Tiled(Engine):
+    """Streams blocks."""
+
+    name = "tiled"
+
+    def kernel(self, frame: Frame, batch: tuple[int, ...]) -> TiledKernel:
+        """The kernel; nothing is stored."""
+        return TiledKernel(self, frame, batch)
+
+
+class TiledKernel(PairKernel):
     """Blocks of ``bias_j − c_ij`` with a running maximum along each row of blocks."""
 
-    engine = "tiled"
-
-    def _log_sum(self, bias: Tensor) -> Tensor:
+    def _stable_log_sum(self, bias: Tensor) -> Tensor:
         if self.frame.x.requires_grad:
             return self._by_rows(lambda logits, _: torch.logsumexp(logits, -1).double(), bias, -1)
         # One array for all blocks: many small results between the freed tiles would pin the heap.
@@ -34,7 +52,7 @@ class TiledKernel(GibbsKernel):
             out[:, rows] = (top + mass.log()).masked_fill_(top < lowest(bias) / 2, -torch.inf)
         return out
 
-    def _average(self, bias: Tensor, values: Tensor) -> Tensor:
+    def _stable_average(self, bias: Tensor, values: Tensor) -> Tensor:
         if self.frame.x.requires_grad:
             return self._by_rows(lambda logits, _: torch.softmax(logits, -1) @ values, bias, -2)
         out = values.new_empty(*self.frame.x.shape[:2], values.shape[-1])
@@ -74,7 +92,7 @@ class TiledKernel(GibbsKernel):
     def _products(self) -> bool:
         """Whether ½‖x‖² + ½‖y‖² − x·y is exact enough here; else differences are taken."""
         frame = self.frame
-        if frame.cost.form != "quadratic" or frame.x.numel() == 0:
+        if not frame.quadratic:
             return False
         reach = max(float(frame.x.square().sum(-1).max()), float(frame.y.square().sum(-1).max()))
         return torch.finfo(frame.x.dtype).eps * reach <= LOGIT_ERROR
@@ -103,7 +121,7 @@ class TiledKernel(GibbsKernel):
     def _tiles(self) -> Iterator[tuple[int, int, int, int]]:
         frame = self.frame
         (b, n, d), m = frame.x.shape, frame.y.shape[1]
-        wide = b * (d if frame.cost.form == "expression" else 1)
+        wide = b * (1 if frame.cost.by_distance else d)
         cols = max(1, min(m, 2048, TILE_PAIRS // wide))
         rows = max(1, min(n, TILE_PAIRS // (wide * cols)))
         for i in range(0, n, rows):

@@ -1,0 +1,179 @@
+"""Independent problems of different sizes in one call: one class a problem, by label.
+
+Small classes are padded with points of weight 0 into one batch, which the dense engine solves
+together; classes too large for that run one after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from keodrift.checks import check_labels, check_queries
+from keodrift.drifts.clouds import Cloud, Clouds
+from keodrift.errors import OptionError, ShapeError
+from keodrift.fields import Field
+
+Fit = Callable[[Clouds, Field | None], Field]
+# Whether problems of so many particles, other points and problems are better solved as one batch.
+Together = Callable[[int, int, int], bool]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Classes that were solved as one batch.
+
+    Attributes:
+        classes: Their labels, ``B`` of them.
+        index: Particles of each, ``(B, K)``, padded.
+        alive: Which of those are real, ``(B, K)``.
+        field: The field, with one batch axis.
+    """
+
+    classes: tuple[int, ...]
+    index: Tensor
+    alive: Tensor
+    field: Field
+
+
+@dataclass(frozen=True)
+class ClassField(Field):
+    """One field a class.
+
+    Attributes:
+        particles: The particles it was fitted on, ``(N, d)``.
+        parts: The classes in ascending order, those solved together in one part.
+
+    Example:
+        >>> import torch, keodrift as kd
+        >>> x, y, labels = torch.zeros(2, 1), torch.tensor([[1.0], [3.0]]), torch.tensor([0, 1])
+        >>> field = kd.OneSidedDrift(tau=1.0).fit(x, y, x_labels=labels, y_labels=labels)
+        >>> field(torch.zeros(1, 1), torch.tensor([1])), field.classes
+        (tensor([[3.]]), (0, 1))
+    """
+
+    particles: Tensor
+    parts: tuple[Part, ...]
+
+    def __call__(self, z: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        """The drift at the particles, or at points of known classes.
+
+        Args:
+            z: Points ``(K, d)``; the result is differentiable in them. The particles by default.
+            labels: Class of each, ``(K,)``.
+
+        Raises:
+            ArgumentError: ``z`` is not a cloud of the field's dimension, or ``labels`` are missing
+                or name a class without a field.
+        """
+        if z is None:
+            found = [(part.index, part.alive, part.field()) for part in self.parts]
+            return _scattered(self.particles, found)
+        check_queries("z", z, self.particles)
+        if labels is None:
+            raise OptionError("labels", "None", "the class of each point of z")
+        check_labels("labels", labels, z)
+        unknown = set(labels.tolist()) - set(self.classes)
+        if unknown:
+            raise OptionError("labels", sorted(unknown), f"classes among {list(self.classes)}")
+        found = []
+        for part in self.parts:
+            index, alive = _padded([_members(labels, k) for k in part.classes])
+            found.append((index, alive, part.field(z[index])))
+        return _scattered(z, found)
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Labels of the classes, in ascending order."""
+        return tuple(k for part in self.parts for k in part.classes)
+
+    @property
+    def couplings(self) -> tuple:  # type: ignore[override]
+        """Couplings of all parts."""
+        return tuple(c for part in self.parts for c in part.field.couplings)
+
+    @property
+    def marginal_error(self) -> Tensor | None:
+        """Larger marginal error of each class, ``(classes,)``; None without any."""
+        errors = [part.field.marginal_error for part in self.parts]
+        return torch.cat([e for e in errors if e is not None]) if self.couplings else None
+
+    @property
+    def converged(self) -> Tensor | None:
+        """Whether each class reached its tolerance, ``(classes,)`` bool; None without any."""
+        reached = [part.field.converged for part in self.parts]
+        return torch.cat([r for r in reached if r is not None]) if self.couplings else None
+
+
+def fit_by_class(
+    fit: Fit,
+    together: Together,
+    x: Cloud,
+    y: Cloud,
+    negatives: Cloud | None,
+    dtype: torch.dtype,
+    start: Field | None,
+) -> ClassField:
+    """One field a class of the particles; data of a class without particles is left out.
+
+    Raises:
+        ShapeError: Labels are missing for a cloud, or a class of particles has no data.
+        OptionError: ``start`` was fitted without labels.
+    """
+    clouds = [cloud for cloud in (x, y, negatives) if cloud is not None]
+    if start is not None and not isinstance(start, ClassField):
+        raise OptionError("start", "a field without labels", "one fitted with labels")
+    for cloud in clouds:
+        if cloud.labels is None:
+            raise ShapeError(f"{cloud.name}_labels", "None", "labels, as the others have")
+    classes = [int(k) for k in torch.unique(_labels(x))]
+    members = [[_members(_labels(cloud), k) for k in classes] for cloud in clouds]
+    empty = [k for k, of_y in zip(classes, members[1], strict=True) if len(of_y) == 0]
+    if empty:
+        got = f"no data for the classes {empty}"
+        raise ShapeError("y_labels", got, "data for every class of x")
+    n, *others = (max(map(len, each)) for each in members)
+    m = max(others[0], n + sum(others[1:]))
+    before = {} if start is None else {part.classes: part.field for part in start.parts}
+    alone = [[k] for k in range(len(classes))]
+    parts = []
+    for batch in [range(len(classes))] if together(n, m, len(classes)) else alone:
+        padded = [_padded([each[k] for k in batch]) for each in members]
+        pieces = [cloud.part(*where) for cloud, where in zip(clouds, padded, strict=True)]
+        inputs = Clouds.of(pieces[0], pieces[1], pieces[2] if negatives else None, dtype)
+        names = tuple(classes[k] for k in batch)
+        parts.append(Part(names, *padded[0], fit(inputs, before.get(names))))
+    return ClassField(x.points, tuple(parts))
+
+
+def _labels(cloud: Cloud) -> Tensor:
+    return torch.zeros(0) if cloud.labels is None else cloud.labels
+
+
+def _members(labels: Tensor, label: int) -> Tensor:
+    return (labels == label).nonzero()[:, 0]
+
+
+def _scattered(like: Tensor, found: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """Vectors ``(B, K, d)`` of padded members at their places among all points."""
+    out = torch.zeros(like.shape, dtype=found[0][2].dtype, device=like.device)
+    for index, alive, vectors in found:
+        out = out.index_put((index[alive],), vectors[alive])
+    return out
+
+
+def _padded(members: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Indices ``(B, K)`` with repeats for padding, and which of them are real."""
+    width = max(1, max(len(m) for m in members))
+    device = members[0].device
+    index = torch.zeros(len(members), width, dtype=torch.long, device=device)
+    alive = torch.zeros(len(members), width, dtype=torch.bool, device=device)
+    for row, m in enumerate(members):
+        index[row, : len(m)] = m
+        alive[row, : len(m)] = True
+        if len(m):
+            index[row, len(m) :] = m[0]
+    return index, alive

@@ -1,0 +1,176 @@
+"""Drifts of two softmax sides, and those whose kernels are normalised once at most."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from keodrift import checks
+from keodrift.costs import as_cost
+from keodrift.drifts.base import Drift
+from keodrift.drifts.clouds import Clouds, count
+from keodrift.errors import OptionError
+from keodrift.fields import Field, FlooredField, JointMass, Side, SoftmaxField
+from keodrift.reductions import Engine, GibbsKernel, check_backend, choose_backend, gibbs_kernel
+
+
+@dataclass(frozen=True)
+class SoftmaxDrift(Drift):
+    """What softmax drifts share.
+
+    Attributes:
+        tau: Temperature τ > 0, in the unit of the cost. Small: each particle sees its nearest
+            data; large: only the means.
+        cost: Ground cost: ``"half_squared"`` (½‖x−y‖², default: τ is a variance),
+            ``"squared"``, ``"euclidean"``, a `Cost`, or an expression ``c(x, y)``.
+        mask_self: Excludes each particle from its own repulsion.
+        velocity: ``"barycentric"`` (T(z) − z, the papers' choice) or ``"gradient"``
+            (−Σ softmax ∇C; the same for ½‖x−y‖², unit vectors for ‖x−y‖).
+        backend: ``"auto"`` picks the engine; `choose_backend` tells which and why.
+    """
+
+    tau: float
+    _: KW_ONLY
+    cost: Any = "half_squared"
+    mask_self: bool = True
+    velocity: str = "barycentric"
+    backend: str | Engine = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuses nonsense when built."""
+        object.__setattr__(self, "tau", checks.check_tau(self.tau))
+        object.__setattr__(self, "cost", as_cost(self.cost))
+        checks.check_choice("velocity", self.velocity, ("barycentric", "gradient"))
+        check_backend(self.backend)
+        if not isinstance(self.mask_self, bool):
+            raise OptionError("mask_self", repr(self.mask_self), "True or False")
+
+    def _tried_on(self, x: Tensor, y: Tensor) -> SoftmaxDrift:
+        cost = checks.check_cost(self.cost, x, y)
+        return self if cost is self.cost else replace(self, cost=cost)
+
+    def _together(self, n: int, m: int, d: int, problems: int, device: str) -> bool:
+        if self.backend != "auto":
+            return self.backend == "dense"
+        choice = choose_backend(
+            n, m, d, batch=problems, device=device, cost=self.cost, mask_self=self.mask_self
+        )
+        return choice.engine == "dense"
+
+    def side(self, points: Tensor, bias: Tensor) -> Side:
+        """A cloud with a bias, under this drift's cost, temperature and engine."""
+        return Side(points, bias, self.cost, self.tau, self.backend)
+
+    def kernels(self, clouds: Clouds) -> tuple[GibbsKernel, GibbsKernel]:
+        """The Gibbs kernels of the particles with the data and with the model cloud."""
+        x, z, how = clouds.x, clouds.z, (self.cost, self.tau)
+        return (
+            gibbs_kernel(x, clouds.y, *how, backend=self.backend),
+            gibbs_kernel(x, z, *how, mask_self=self.mask_self, backend=self.backend),
+        )
+
+    def field(
+        self,
+        clouds: Clouds,
+        data: Tensor,
+        model: Tensor,
+        kind: type[SoftmaxField] = SoftmaxField,
+        **extra: Any,
+    ) -> SoftmaxField:
+        """A field from the biases of its two sides."""
+        return kind(
+            clouds.x,
+            self.side(clouds.y, data),
+            self.side(clouds.z, model),
+            velocity=self.velocity,
+            mask_self=self.mask_self,
+            dtype=clouds.dtype,
+            **extra,
+        )
+
+
+@dataclass(frozen=True)
+class OneSidedDrift(SoftmaxDrift):
+    """Softmax over the data minus softmax over the model: g = 0 on both sides.
+
+    Equals the first Sinkhorn half-step without mask. It vanishes where q = p, but not only there.
+    Arguments as for `SoftmaxDrift`; particles are masked from their own repulsion by default.
+
+    Source: Deng et al. (2026), eq. 8; "Sinkhorn drifting", arXiv 2603.12366, eq. 3.
+
+    Example:
+        >>> import torch, keodrift as kd
+        >>> kd.OneSidedDrift(tau=0.1)(torch.zeros(1, 2), torch.ones(3, 2))
+        tensor([[1., 1.]])
+    """
+
+    def _fit(self, clouds: Clouds, start: Field | None) -> SoftmaxField:
+        return self.field(clouds, clouds.b.log(), clouds.c.log())
+
+
+@dataclass(frozen=True)
+class TwoSidedDrift(SoftmaxDrift):
+    """Geometric mean of row and column softmax: half a column half-step on each side.
+
+    Attributes:
+        form: ``"split"`` normalises data and model on their own (masses 1). ``"joint"`` is
+            Algorithm 2 of Deng et al.: rows run over data, particles and negatives together, and
+            the field carries the masses s⁺s⁻.
+        floor: Pointwise floor of the joint coupling. The released Algorithm 2 uses 1e-3, which
+            does not shrink with the batch and dominates large ones; None for no floor.
+
+    Source: Deng et al. (2026), Algorithm 2; "Sinkhorn drifting", arXiv 2603.12366, section 5.1.
+
+    Example:
+        >>> import torch, keodrift as kd
+        >>> kd.TwoSidedDrift(tau=1.0, form="split")(torch.zeros(1, 2), torch.ones(3, 2))
+        tensor([[1., 1.]])
+    """
+
+    _: KW_ONLY
+    form: str = "split"
+    floor: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses nonsense when built."""
+        super().__post_init__()
+        checks.check_choice("form", self.form, ("split", "joint"))
+        if self.floor is None:
+            return
+        checks.check_positive("floor", self.floor)
+        if self.floor >= 1:
+            raise OptionError("floor", repr(self.floor), "a number between 0 and 1, or None")
+        if self.form != "joint" or self.velocity != "barycentric":
+            raise OptionError(
+                "floor",
+                f"form={self.form!r}, velocity={self.velocity!r}",
+                "form='joint' and velocity='barycentric'",
+            )
+
+    def _fit(self, clouds: Clouds, start: Field | None) -> SoftmaxField:
+        kernels = self.kernels(clouds)
+        if self.form == "split":
+            data, model = _log_columns(kernels, clouds.a.log())
+            b, c = clouds.b.log(), clouds.c.log()
+            return self.field(clouds, b - data / 2, c - model / 2, kernels=kernels)
+        # Multiplicities instead of weights: a uniform cloud counts its points, as the papers do.
+        particles, n = clouds.x.shape[-2], count(clouds.a)
+        data, model = _log_columns(kernels, (clouds.a * n).log())
+        b = (clouds.b * count(clouds.b)).log()
+        c = (clouds.c / clouds.c[..., :particles].sum(-1, keepdim=True) * n).log()
+        biases, mass = (b - data / 2, c - model / 2), JointMass(b, c)
+        if self.floor is None:
+            return self.field(clouds, *biases, masses=mass, kernels=kernels)
+        return self.field(
+            clouds, *biases, kind=FlooredField, rows=mass, floor=self.floor, kernels=kernels
+        )
+
+
+def _log_columns(kernels: tuple[GibbsKernel, GibbsKernel], bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Log column sums over the particles, on data and model cloud."""
+    data, model = (kernel.T.log_mass(bias) for kernel in kernels)
+    # A lone particle, masked, has no column to normalise.
+    return data, model.masked_fill(torch.isneginf(model), 0)

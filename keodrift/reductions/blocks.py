@@ -1,0 +1,97 @@
+"""Blocks of pairs as tensors: costs, exponentials and the excluded diagonal, for every engine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from keodrift.reductions.frame import Frame
+
+CACHED_PAIRS = 1 << 18  # worked on at a time, so that they stay in a processor's cache
+
+
+def working_cost(frame: Frame, x: Tensor, y: Tensor) -> Tensor:
+    """The pair cost of a frame on tensors, ``(B, N, M)``, from coordinate differences."""
+    if frame.quadratic:
+        return _half_squares(x, y)
+    radial = frame.cost.radial
+    cost = frame.cost.pairs(x, y) if radial is None else radial(_distances(x, y))
+    return cost * frame.rate if x.requires_grad else cost.mul_(frame.rate)
+
+
+def _half_squares(x: Tensor, y: Tensor) -> Tensor:
+    if x.requires_grad:
+        return (x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1) / 2
+    if x.dtype == torch.float32 and x.device.type == "cpu":
+        return _by_products(x, y)
+    return _distances(x, y).square_().div_(2)
+
+
+def _distances(x: Tensor, y: Tensor) -> Tensor:
+    if x.requires_grad:
+        square = (x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1)
+        # A floor under the root makes the derivative at coinciding points 0 instead of NaN.
+        return square.clamp_min(torch.finfo(x.dtype).tiny).sqrt()
+    # Distances from products of coordinates would lose half the digits of small ones.
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _by_products(x: Tensor, y: Tensor) -> Tensor:
+    """½‖x−y‖² = ½‖x‖² + ½‖y‖² − x·y, in float64 before it is rounded: exact where it cancels.
+
+    Differences, which `torch.cdist` takes, are five times slower on a CPU.
+    """
+    x, y = x.double(), y.double()
+    left = torch.cat([-x, x.square().sum(-1, keepdim=True) / 2, torch.ones_like(x[..., :1])], -1)
+    right = torch.cat([y, torch.ones_like(y[..., :1]), y.square().sum(-1, keepdim=True) / 2], -1)
+    out = torch.empty(*x.shape[:-1], y.shape[-2], dtype=torch.float32)
+    for rows in row_blocks(out):
+        out[:, rows].copy_(left[:, rows] @ right.mT).clamp_(min=0)
+    return out
+
+
+def row_blocks(block: Tensor) -> Iterator[slice]:
+    """Rows of ``(B, N, M)`` that fit into a processor's cache; on a GPU all of them."""
+    b, n, m = block.shape
+    step = max(1, CACHED_PAIRS // max(1, b * m)) if block.device.type == "cpu" else max(1, n)
+    return (slice(i, i + step) for i in range(0, n, step))
+
+
+def exponentials_(logits: Tensor) -> Tensor:
+    """Exponentials in place, never denormal.
+
+    Denormal results cost ten times a normal one and denormal weights slow every product; raised
+    to the smallest normal number, about 1e-38 beside a row's sum, they change nothing.
+    """
+    return logits.clamp_(min=math.log(torch.finfo(logits.dtype).tiny) + 1).exp_()
+
+
+def lowest(like: Tensor) -> float:
+    """A number below every logit, of which differences stay finite."""
+    return torch.finfo(like.dtype).min / 4
+
+
+def raise_to(floor: float, weights: Tensor, mask_self: bool, i: int = 0, j: int = 0) -> Tensor:
+    """Raises kernel values to a floor; excluded pairs stay at 0."""
+    weights = weights.clamp(min=floor)
+    if mask_self:
+        _diagonal(weights, i, j).zero_()
+    return weights
+
+
+def exclude_self(block: Tensor, i: int, j: int) -> Tensor:
+    """Gives pairs with equal index infinite cost, in a block that starts at (i, j)."""
+    block = block.clone() if block.requires_grad else block
+    _diagonal(block, i, j).fill_(torch.inf)
+    return block
+
+
+def _diagonal(block: Tensor, i: int, j: int) -> Tensor:
+    offset = i - j
+    rows, cols = block.shape[-2:]
+    if offset >= cols or -offset >= rows:
+        return block[..., :0, 0]
+    return block.diagonal(offset, -2, -1)

@@ -1,0 +1,62 @@
+"""Statistics of distances and costs between clouds, streamed: means, the median, the nearest."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from keodrift.costs import Cost
+from keodrift.reductions.precision import full_precision
+
+BLOCK = 1 << 22  # pairs held at a time
+
+
+def mean_cost(x: Tensor, y: Tensor, cost: Cost, points: int | None = None) -> Tensor:
+    """Mean of C over all pairs, float64 ``(…,)``.
+
+    Args:
+        x: ``(…, N, d)``.
+        y: ``(…, M, d)``.
+        cost: The ground cost.
+        points: At most so many points of each cloud enter, evenly picked; all by default.
+    """
+    if points is not None:
+        x, y = (z[..., :: -(-z.shape[-2] // points), :] for z in (x, y))
+    total = torch.zeros(x.shape[:-2], dtype=torch.float64, device=x.device)
+    wide = y.numel() if not cost.by_distance else y[..., 0].numel()
+    for part in x.split(max(1, BLOCK // wide), -2):
+        total += all_costs(part, y, cost).double().sum((-1, -2))
+    return total / (x.shape[-2] * y.shape[-2])
+
+
+def all_costs(x: Tensor, y: Tensor, cost: Cost) -> Tensor:
+    """C of every pair of two small clouds, ``(…, N, M)``."""
+    if not cost.by_distance:
+        return cost.pairs(x, y)
+    # Distances from products of coordinates would lose half the digits of small ones.
+    distances = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+    if cost.radial is not None:
+        return cost.radial(distances)
+    return distances.square_() * ((cost.curvature or 0.0) / 2)
+
+
+def median_distance(points: Tensor) -> float:
+    """Median distance between different points of a small cloud ``(K, d)``."""
+    return float(torch.pdist(points.double()).median())
+
+
+def nearest(points: Tensor, samples: Tensor, *, exact: bool = True) -> tuple[Tensor, Tensor]:
+    """Distance to the nearest of ``samples (K, d)`` and its index, ``(N,)`` both.
+
+    Args:
+        points: ``(N, d)``.
+        samples: ``(K, d)``.
+        exact: Distances from differences; else from products, faster and off by roundings.
+    """
+    mode = "donot_use_mm_for_euclid_dist" if exact else "use_mm_for_euclid_dist_if_necessary"
+    found = []
+    with full_precision(points.device.type):
+        for part in points.split(max(1, BLOCK // 4 // len(samples))):
+            found.append(torch.cdist(part, samples, compute_mode=mode).min(-1))
+    distances, indices = zip(*found, strict=True)
+    return torch.cat(distances), torch.cat(indices)

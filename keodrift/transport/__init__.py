@@ -1,0 +1,17 @@
+"""Entropic couplings: a problem, a solver, its starts, and what comes out."""
+
+from keodrift.transport.problem import EntropicProblem
+from keodrift.transport.sinkhorn import Coupling, Sinkhorn, half_step, marginal_error
+from keodrift.transport.starts import Carried, coarse, cooled, zero
+
+__all__ = [
+    "Carried",
+    "Coupling",
+    "EntropicProblem",
+    "Sinkhorn",
+    "coarse",
+    "cooled",
+    "half_step",
+    "marginal_error",
+    "zero",
+]

@@ -1,0 +1,222 @@
+"""Entropic couplings: potentials by a fixed number of half-steps, or to a tolerance.
+
+Here potentials are in units of τ, so that a half-step is f = −log-mass. Weights are float64 with
+sum 1.
+
+Why a solve may be slow: once the kernel links every mode to itself, what is left are mass
+imbalances between modes, and plain half-steps mend those at a rate exp(−gap/τ). Anderson's
+extrapolation finds these few directions; a coarse problem (`keodrift.transport.starts`) fixes them
+before the first full pass. The dual value guards both: a step that lowers it is taken back.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from keodrift.checks import check_positive
+from keodrift.errors import ConvergenceWarning, OptionError, users_stacklevel
+from keodrift.reductions import GibbsKernel
+from keodrift.transport.anderson import Anderson
+from keodrift.transport.problem import EntropicProblem
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """A coupling exp(f_i + g_j − C_ij/τ) a_i b_j through its potentials, with its diagnostics.
+
+    Attributes:
+        problem: What it couples.
+        g: Potential on y in units of τ, ``(…, M)``.
+        tol: The marginal error that counts as converged.
+        row: A potential on x whose column half-step is ``g``, in units of τ, if it is known.
+        half_steps: Half-steps done on this problem, the row normalisation of the barycentre
+            included; 1 where there was no other.
+        coarse: Half-steps of the coarser problems that were solved first, coarsest first.
+        error: L1 error of the column marginal of the row-normalised coupling, if it was measured.
+        reason: Why the solve ended, in words.
+    """
+
+    problem: EntropicProblem
+    g: Tensor
+    tol: float
+    row: Tensor | None = None
+    half_steps: int = 1
+    coarse: tuple[int, ...] = ()
+    error: Tensor | None = None
+    reason: str = "not solved yet"
+
+    @property
+    def bias(self) -> Tensor:
+        """β_j = log b_j + g_j/τ, with which a softmax along rows is the coupling's."""
+        return self.problem.b.log() + self.g
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Half-steps of every level, this problem's last."""
+        return (*self.coarse, self.half_steps)
+
+    @cached_property
+    def f(self) -> Tensor:
+        """The potential on x, ``(…, N)``, in units of τ."""
+        return self._row_step() if self.row is None else self.row
+
+    @cached_property
+    def marginal_error(self) -> Tensor:
+        """L1 error of the column marginal of the row-normalised coupling, ``(…,)``.
+
+        Known from a solve; after a fixed number of half-steps it takes two passes, on demand.
+        """
+        if self.error is not None:
+            return self.error
+        p = self.problem
+        return marginal_error(p.b, self.g, half_step(p.kernel.T, p.a, self._row_step()))
+
+    @property
+    def converged(self) -> Tensor:
+        """Whether the marginal error reached the tolerance, ``(…,)`` bool."""
+        return self.marginal_error <= self.tol
+
+    @property
+    def value(self) -> Tensor:
+        """OT_τ = ⟨a, f⟩ + ⟨b, g⟩, in the unit of the cost, ``(…,)``.
+
+        With f the half-step of g the coupling has mass 1, and the value is exact to second order
+        in the error of g.
+        """
+        return self.problem.tau * dual(self.problem, self._row_step(), self.g)
+
+    def potential_at(self, points: Tensor) -> Tensor:
+        """The potential g as a function of points ``(…, K, d)`` in the space of y, ``(…, K)``."""
+        return half_step(self.problem.at_columns(points), self.problem.a, self.f)
+
+    def _row_step(self) -> Tensor:
+        return half_step(self.problem.kernel, self.problem.b, self.g, self.row)
+
+
+Start = Callable[[EntropicProblem, "Sinkhorn"], Coupling]
+
+
+@dataclass(frozen=True)
+class Sinkhorn:
+    """How a coupling is found.
+
+    Attributes:
+        half_steps: A fixed, odd number from g = 0, the last by the barycentre; None: to ``tol``.
+        tol: L1 error of the marginal that is not exact.
+        max_half_steps: Cap on the half-steps of every level.
+
+    Raises:
+        OptionError: A number is not positive, or ``half_steps`` is even.
+    """
+
+    half_steps: int | None = None
+    tol: float = 1e-3
+    max_half_steps: int = 2000
+
+    def __post_init__(self) -> None:
+        """Refuses nonsense when built."""
+        check_positive("tol", self.tol)
+        check_positive("max_half_steps", self.max_half_steps, integer=True)
+        if self.half_steps is None:
+            return
+        check_positive("half_steps", self.half_steps, integer=True)
+        if self.half_steps % 2 == 0:
+            raise OptionError(
+                "half_steps",
+                self.half_steps,
+                f"an odd number (k sweeps are 2k + 1), such as {self.half_steps + 1}",
+            )
+
+    def couple(self, problem: EntropicProblem, start: Start) -> Coupling:
+        """The coupling; a warning says where the cap was reached before the tolerance."""
+        if self.half_steps is not None:
+            return self._iterate(problem, self.half_steps)
+        found = self.solve(problem, start)
+        if not bool(found.converged.all()):
+            warnings.warn(
+                f"Sinkhorn {found.reason}; raise max_half_steps, tol or tau.",
+                ConvergenceWarning,
+                stacklevel=users_stacklevel(),
+            )
+        return found
+
+    def _iterate(self, problem: EntropicProblem, half_steps: int) -> Coupling:
+        kernel, a, b = problem.kernel, problem.a, problem.b
+        f, g = None, torch.zeros_like(b)
+        for step in range((half_steps - 1) // 2):
+            f = half_step(kernel, b, g, f)
+            g = half_step(kernel.T, a, f, g if step else None)
+        reason = f"did the {half_steps} half-steps that were asked for"
+        return Coupling(problem, g, self.tol, f, half_steps, reason=reason)
+
+    def solve(self, problem: EntropicProblem, start: Start) -> Coupling:
+        """Potentials to a marginal error of ``tol``, or as near as the cap allows."""
+        begin = start(problem, self)
+        if begin.error is not None and bool(begin.converged.all()):
+            return begin
+        kernel, a, b, tol = problem.kernel, problem.a, problem.b, self.tol
+        g, f, half_steps = begin.g, begin.row, begin.half_steps - 1
+        memory = Anderson(b)
+        slack = 64 * kernel.eps
+        plain: Tensor | None = None
+        value: Tensor | None = None
+        image, error = g, torch.full_like(b[..., 0], torch.inf)
+        while half_steps < self.max_half_steps:
+            f, half_steps = half_step(kernel, b, g, f), half_steps + 1
+            reached = dual(problem, f, g)
+            if plain is not None and value is not None:
+                # The dual never falls under plain half-steps; where an extrapolation lowers it,
+                # the plain step it replaced is taken instead.
+                worse = ~(reached >= value - slack * (1 + value.abs()))
+                if bool(worse.any()):
+                    memory.forget(worse)
+                    g = torch.where(worse[..., None], plain, g)
+                    f, half_steps = half_step(kernel, b, g, f), half_steps + 1
+                    reached = dual(problem, f, g)
+            value = reached
+            if problem.symmetric:
+                image = (g + f) / 2
+                error = marginal_error(a, g, f)
+            else:
+                image, half_steps = half_step(kernel.T, a, f, g), half_steps + 1
+                error = marginal_error(b, g, image)
+            if bool((error <= tol).all()):
+                break
+            plain = image
+            g = torch.where((error <= tol)[..., None], image, memory.extrapolate(g, image))
+        # The last half-step is kept, which lowers the error that was measured before it: a column
+        # half-step never raises it, and the symmetric step halves the distance to the solution.
+        row = image if problem.symmetric else f
+        worst = float(error.max())
+        verb, sign = ("ended", "≤") if worst <= tol else ("stopped", ">")
+        reason = (
+            f"{verb} after {half_steps} half-steps at marginal error {worst:.1e} {sign} {tol:g}"
+        )
+        return Coupling(problem, image, tol, row, half_steps + 1, begin.coarse, error, reason)
+
+
+def half_step(
+    kernel: GibbsKernel, weights: Tensor, potential: Tensor, guess: Tensor | None = None
+) -> Tensor:
+    """f_i = −log Σ_j b_j exp(g_j − C_ij/τ): makes the rows of the coupling exact.
+
+    A query without atoms (its own, masked) has no row to make exact; its potential is 0.
+    """
+    mass = kernel.log_mass(weights.log() + potential, None if guess is None else -guess)
+    return -mass.masked_fill(torch.isneginf(mass), 0)
+
+
+def marginal_error(weights: Tensor, potential: Tensor, image: Tensor) -> Tensor:
+    """Σ_j b_j |exp(g_j − G(g)_j) − 1|: how far the marginal at ``g`` is from ``weights``."""
+    return (weights * torch.expm1((potential - image).clamp(max=700)).abs()).sum(-1)
+
+
+def dual(problem: EntropicProblem, f: Tensor, g: Tensor) -> Tensor:
+    """⟨a, f⟩ + ⟨b, g⟩ in units of τ, ``(…,)``: the dual value where f is the half-step of g."""
+    return (problem.a * f).sum(-1) + (problem.b * g).sum(-1)

@@ -1,0 +1,124 @@
+"""Where a solve begins: at zero, cooled, at the potential of clusters, or at one carried over.
+
+What makes Sinkhorn slow are a few numbers, the balance of mass between modes. A clustered problem
+has the same balance and costs k² a pass; its potential is a function, which one pass brings to
+the next finer level. The coarsest level is solved by Newton's method, from where one sweep at each
+temperature ends that comes down from the mean cost by factors of 4.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from keodrift.reductions import mean_cost
+from keodrift.transport.newton import newton
+from keodrift.transport.problem import EntropicProblem
+from keodrift.transport.sinkhorn import Coupling, Sinkhorn, half_step
+
+CLUSTERS = 4096  # at most, at the finest coarse level
+REFINEMENT = 4  # points a cluster, at least, from level to level
+SYMMETRIC = 512  # points of a self problem that needs no coarser one
+DIRECT = 128  # points that Newton's method takes
+SMALLEST = 16  # clusters of the coarsest level, at least
+COARSE_TOL = 0.3  # of a coarse problem, relative to that of the fine one
+PATIENCE = 10  # half-steps a cluster, at most: the next level takes what is left
+COOLING = 4.0  # factor between temperatures
+REACH = 20  # tolerances that points may have moved, in lengths of τ, for a carried potential
+NEAR = 3  # tolerances that a carried potential may be off and be used as it is
+
+
+def zero(problem: EntropicProblem, solver: Sinkhorn) -> Coupling:
+    """G = 0."""
+    return Coupling(problem, torch.zeros_like(problem.b), solver.tol)
+
+
+def cooled(problem: EntropicProblem, solver: Sinkhorn) -> Coupling:
+    """One sweep at each temperature from the mean cost down to τ."""
+    tau = problem.tau
+    ratio = float((mean_cost(problem.x, problem.y, problem.cost, 64).abs() / tau).max())
+    # Levels from just above τ up to the mean cost; none where that overflows or is below τ.
+    levels = math.floor(math.log(ratio, COOLING)) if 1 < ratio < math.inf else 0
+    g = torch.zeros_like(problem.b)
+    for level in range(levels, 0, -1):
+        kernel = problem.at(tau * COOLING**level).kernel
+        # The potential stays what it is in the unit of the cost.
+        f = half_step(kernel, problem.b, g / COOLING**level)
+        g = half_step(kernel.T, problem.a, f) * COOLING**level
+    return Coupling(problem, g, solver.tol)
+
+
+def coarse(problem: EntropicProblem, solver: Sinkhorn) -> Coupling:
+    """The potential of ever coarser problems, brought to the points by one pass."""
+    if problem.symmetric and (problem.x.shape[-2] <= SYMMETRIC or not _reducible(problem)):
+        return zero(problem, solver)  # whose rate is ½ at any τ
+    if not _reducible(problem):
+        return cooled(problem, solver)
+    if _direct(problem):
+        g, f = newton(problem, cooled(problem, solver).g, tol=solver.tol)
+        return Coupling(problem, g, solver.tol, f)
+    clusters = _clusters(problem)
+    coarser = problem.coarsened(clusters)
+    patience = min(solver.max_half_steps, PATIENCE * clusters)
+    rougher = replace(solver, tol=COARSE_TOL * solver.tol, max_half_steps=patience)
+    found = rougher.solve(coarser, coarse)
+    g = found.potential_at(problem.y)
+    f = half_step(coarser.at_rows(problem.x), coarser.b, found.g)
+    return Coupling(problem, g, solver.tol, f, coarse=found.levels)
+
+
+@dataclass(frozen=True)
+class Carried:
+    """The potential of an earlier coupling as a function.
+
+    It is worth its pass only where the points have hardly moved: it cannot know the mass of the
+    modes in a batch that was drawn anew, which clusters find without a full pass.
+
+    Attributes:
+        before: The earlier coupling.
+        moved: How far points are from those it was solved for, a length.
+    """
+
+    before: Coupling
+    moved: float
+
+    def __call__(self, problem: EntropicProblem, solver: Sinkhorn) -> Coupling:
+        """The carried potential where it is near, else that of clusters."""
+        replaceable = _reducible(problem) and not problem.symmetric
+        if replaceable and self._far(problem, solver.tol):
+            return coarse(problem, solver)
+        begin = Coupling(problem, self.before.potential_at(problem.y), solver.tol)
+        if not replaceable or solver.max_half_steps <= 2:
+            return begin
+        first = replace(solver, max_half_steps=2).solve(problem, lambda *_: begin)
+        if bool((first.marginal_error <= NEAR * solver.tol).all()):
+            return first
+        return replace(coarse(problem, solver), half_steps=first.half_steps)
+
+    def _far(self, problem: EntropicProblem, tol: float) -> bool:
+        length = problem.cost.length(torch.as_tensor(problem.tau))
+        return length is not None and bool((self.moved / length > REACH * tol).any())
+
+
+def displacement(before: Tensor, after: Tensor) -> float:
+    """Root mean square distance between points of equal index; infinite for unequal clouds."""
+    if before.shape != after.shape:
+        return math.inf
+    return math.sqrt(float((after - before).double().square().sum(-1).mean()))
+
+
+def _direct(problem: EntropicProblem) -> bool:
+    return max(problem.x.shape[-2], problem.y.shape[-2]) <= DIRECT
+
+
+def _clusters(problem: EntropicProblem) -> int:
+    """Clusters of the next coarser level."""
+    return min(CLUSTERS, problem.x.shape[-2] // REFINEMENT, problem.y.shape[-2] // REFINEMENT)
+
+
+def _reducible(problem: EntropicProblem) -> bool:
+    """Whether something cheaper than half-steps can find the balance between modes."""
+    return _direct(problem) or _clusters(problem) >= SMALLEST
