@@ -134,12 +134,12 @@ def normalised(name: str, weights: Tensor) -> Tensor:
     Raises:
         WeightsError: All of a problem's weights are zero.
     """
-    # By the largest first, so that no sum overflows.
-    top = weights.amax(-1, keepdim=True)
-    if not bool((top > 0).all()):
+    total = weights.sum(-1, keepdim=True)
+    if not bool((total > 0).all()):
         raise WeightsError(name, "weights that are all zero", "a positive sum in every problem")
-    weights = weights / top
-    return weights / weights.sum(-1, keepdim=True)
+    if not bool(torch.isfinite(total).all()):
+        return normalised(name, weights / weights.amax(-1, keepdim=True))
+    return weights / total
 
 
 def check_labels(name: str, labels: Tensor, points: Tensor) -> Tensor:

@@ -200,7 +200,8 @@ class SoftmaxField(Field):
         if self.masses is None:
             return towards - away
         plus, minus = (mass[..., None].to(towards.dtype) for mass in self.masses(self, data, model))
-        return plus * towards - minus * away
+        # Equal masses factor out, however large they are.
+        return plus * (towards - away) + (plus - minus) * away
 
 
 @dataclass(frozen=True)

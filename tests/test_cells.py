@@ -216,7 +216,7 @@ def test_verbs_on_real_sizes_in_blocks(monkeypatch, dtype):
     monkeypatch.setattr(cells, "TILE", 1 << 14)
     x, y = modes(1, 6000, 2, dtype), modes(2, 5000, 2, dtype)
     kernel = gibbs_kernel(x, y, "squared", 0.4, backend="cells")
-    assert kernel._sums(torch.zeros(5000), False) is not None
+    assert kernel._sums(torch.zeros(1, 5000, dtype=torch.float64), False) is not None
     bias = -gibbs_kernel(y, x, "half_squared", 0.2, backend="tiled").log_mass(torch.zeros(6000))
     rows = slice(0, 300)
     found = kernel.log_mass(bias)[rows]

@@ -83,9 +83,7 @@ def test_classes_flow_warm_as_they_do_cold():
     labels = torch.tensor([0, 0, 0, 1, 1, 1])
     x, y, drift = cloud(6), cloud(6, 1), kd.SinkhornDrift(0.5, tol=1e-7)
     options = {"x_labels": labels, "y_labels": labels}
-    cold, warm = (
-        simulate(drift, x, y, 0.1, 8, warm_start=on, **options) for on in (False, True)
-    )
+    cold, warm = (simulate(drift, x, y, 0.1, 8, warm_start=on, **options) for on in (False, True))
     assert torch.allclose(cold.final, warm.final, atol=1e-4)
     assert sum(warm.half_steps) < sum(cold.half_steps)
 

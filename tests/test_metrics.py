@@ -8,7 +8,6 @@ from functools import partial
 import pytest
 import torch
 
-from keodrift import metrics
 from keodrift.errors import ArgumentError, MissingDependencyError, NonFiniteError, ShapeError
 from keodrift.metrics import (
     class_wasserstein_squared,
@@ -19,6 +18,7 @@ from keodrift.metrics import (
     subsample,
     wasserstein_squared,
 )
+from keodrift.reductions import distances
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -160,7 +160,7 @@ def test_energy_distance_is_its_definition(monkeypatch, cloud, d):
 
     expected = 2 * mean(x, y) - mean(x, x) - mean(y, y)
     assert abs(energy_distance(x, y) - float(expected)) <= 1e-9
-    monkeypatch.setattr(metrics, "BLOCK", 100)
+    monkeypatch.setattr(distances, "BLOCK", 100)
     assert abs(energy_distance(x, y) - float(expected)) <= 1e-9
 
 

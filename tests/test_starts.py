@@ -9,7 +9,7 @@ import torch
 import keodrift as kd
 from keodrift.costs import squared
 from keodrift.reductions import ENGINES, engine
-from keodrift.transport import Coupling, EntropicProblem, Sinkhorn, clusters, coarse, zero
+from keodrift.transport import Coupling, EntropicProblem, Sinkhorn, clusters
 from keodrift.transport.newton import newton
 
 
@@ -42,9 +42,7 @@ def test_clusters_far_from_the_origin_are_those_near_it(cloud):
     points = (cloud(0, 500, 2) * 256).round().float() / 256  # exact also where it is shifted
     far = points + 8192
     assert torch.equal(far - 8192, points)
-    (centres, mass), (moved, same) = (
-        clusters.cluster(p, uniform(500), 30) for p in (points, far)
-    )
+    (centres, mass), (moved, same) = (clusters.cluster(p, uniform(500), 30) for p in (points, far))
     assert torch.equal(mass, same)
     torch.testing.assert_close(moved - 8192, centres, rtol=0, atol=1e-3)  # a rounding there
 

@@ -29,11 +29,11 @@ class Frame:
         col: What depends on the atom alone, float64 ``(B, M)``.
         y_origin: An atom is ``y_origin + y / scale``; ``(B, 1, d)``.
         x_origin: The same for queries.
-        scale: Working lengths per length, ``(B, 1, 1)``.
+        scale: Working lengths per length, float64 ``(B, 1, 1)``.
         rate: What a cost of working points is multiplied by, ``(B, 1, 1)``: 1/τ, or 1 where the
             scale has taken τ in.
         cost: The ground cost; ``c`` is ½‖x − y‖² if it is quadratic, else ``rate·cost``.
-        tau: Temperature of each problem, in the unit of the cost, ``(B, 1, 1)``.
+        tau: Temperature of each problem, in the unit of the cost, float64 ``(B, 1, 1)``.
         mask_self: Pairs i = j are excluded.
     """
 
@@ -69,24 +69,24 @@ class Frame:
 
     def atoms(self, working: Tensor) -> Tensor:
         """Brings averages of working atoms back to the coordinates of the cloud."""
-        return self.y_origin + working / self.scale
+        return self.y_origin + working / self.scale.to(working.dtype)
 
 
 def make_frame(x: Tensor, y: Tensor, cost: Cost, tau: Tensor, mask_self: bool) -> Frame:
     """Prepares ``x (B, N, d)``, ``y (B, M, d)`` and ``tau (B,)``; differentiable in ``x`` only."""
     y = y.detach()
     tau = tau[:, None, None]
-    one = torch.ones_like(tau, dtype=y.dtype)
-    scale, rate = one, (1 / tau).to(y.dtype)
+    scale, rate = torch.ones_like(tau), 1 / tau
     x_origin = y_origin = torch.zeros_like(y[:, :1])
     if cost.by_distance:
         x_origin = y_origin = y.mean(-2, keepdim=True)
     if cost.curvature is not None:
         # Only a quadratic cost turns two different origins into linear terms.
         x_origin = x.detach().mean(-2, keepdim=True)
-        scale, rate = (cost.curvature / tau).sqrt().to(y.dtype), one
-    x_work, y_work = (x - x_origin) * scale, (y - y_origin) * scale
+        scale, rate = (cost.curvature / tau).sqrt(), scale
+    x_work, y_work = ((z - o) * scale.to(z.dtype) for z, o in ((x, x_origin), (y, y_origin)))
     shift = (x_origin.double() - y_origin.double()) * scale
     row = -(shift * x_work.double()).sum(-1) - shift.square().sum(-1) / 2
     col = (shift * y_work.double()).sum(-1)
+    rate = rate.to(y.dtype)
     return Frame(x_work, y_work, row, col, x_origin, y_origin, scale, rate, cost, tau, mask_self)

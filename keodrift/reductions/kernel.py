@@ -156,7 +156,7 @@ class GibbsKernel(ABC):
     def queries(self) -> Tensor:
         """The queries in the coordinates of their cloud, ``(…, N, d)``."""
         frame = self.frame
-        x = frame.x_origin + frame.x / frame.scale
+        x = frame.x_origin + frame.x / frame.scale.to(frame.x.dtype)
         return x.reshape(*self.batch, *x.shape[-2:])
 
     def empty_rows(self, bias: Tensor) -> Tensor | None:
