@@ -28,7 +28,7 @@ from keodrift import metrics, plots
 from keodrift.data import TARGETS, load_digits_latents, sample_target
 from keodrift.files import atomic_path, write_json
 from keodrift.flow import simulate
-from keodrift.generators import ConditionalMLP, sample
+from keodrift.networks import ConditionalMLP, sample
 from keodrift.runs import build, config_dir
 from keodrift.training import Trainer, latent_batches, target_batches
 

@@ -31,7 +31,7 @@ import keodrift as kd
 from keodrift.data import sample_target
 from keodrift.files import atomic_path, write_json
 from keodrift.gaussians import gaussian_one_sided_drift, gaussian_sinkhorn_drift
-from keodrift.generators import MLP, sample
+from keodrift.networks import MLP, sample
 from keodrift.metrics import wasserstein_squared
 from keodrift.plots import new_figure, save_figure
 from keodrift.reproduce.cells import run_missing

@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 import keodrift as kd
 from keodrift.files import atomic_path, write_json
 from keodrift.flow import simulate
-from keodrift.generators import MLP, draw_noise, sample
+from keodrift.networks import MLP, draw_noise, sample
 from keodrift.metrics import mode_coverage, wasserstein_squared
 from keodrift.plots import new_figure, save_figure
 from keodrift.reproduce.cells import run_missing

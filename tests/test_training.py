@@ -11,7 +11,7 @@ import keodrift as kd
 from keodrift.data import load_digits_latents
 from keodrift.errors import ArgumentError, NonFiniteError
 from keodrift.files import atomic_path, write_json
-from keodrift.generators import MLP, ConditionalMLP, sample
+from keodrift.networks import MLP, ConditionalMLP, sample
 from keodrift.metrics import wasserstein_squared
 from keodrift.training import Batch, Trainer, latent_batches, target_batches
 

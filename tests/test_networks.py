@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from keodrift.errors import ArgumentError
-from keodrift.generators import MLP, ConditionalMLP, ResidualMLP, draw_noise, sample
+from keodrift.networks import MLP, ConditionalMLP, ResidualMLP, draw_noise, sample
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -38,7 +38,7 @@ def test_residual_mlp_starts_from_a_tight_cloud_and_every_weight_learns():
 
 
 def test_residual_block_is_the_identity_plus_a_scaled_part():
-    from keodrift.generators import _Block
+    from keodrift.networks import _Block
 
     block = _Block(8, 0.9)
     x = torch.randn(3, 8, generator=seeded())
