@@ -15,9 +15,9 @@ from keodrift.errors import OptionError
 from keodrift.runs import build, compose, config_dir
 
 SMALL = [
-    "data.batch=32",
-    "generator.width=16",
-    "generator.blocks=1",
+    "batch=32",
+    "network.width=16",
+    "network.blocks=1",
     "evaluate_samples=50",
     "evaluate_every=2",
     "progress=false",
@@ -49,14 +49,14 @@ def test_every_drift_trains(tmp_path, drift):
 
 def test_there_is_a_config_for_every_target():
     assert choices("data") == sorted(TARGETS)
-    assert all(compose("train", [f"data={name}"]).data.target == name for name in TARGETS)
+    assert all(compose("train", [f"data={name}"]).data.name == name for name in TARGETS)
 
 
-@pytest.mark.parametrize("generator", choices("generator"))
+@pytest.mark.parametrize("network", choices("network"))
 @pytest.mark.parametrize("optimizer", choices("optimizer"))
-def test_every_generator_and_optimizer_can_be_built(generator, optimizer):
-    config = compose("train", [f"generator={generator}", f"optimizer={optimizer}"])
-    network = build(config.generator)
+def test_every_network_and_optimizer_can_be_built(network, optimizer):
+    config = compose("train", [f"network={network}", f"optimizer={optimizer}"])
+    network = build(config.network)
     assert build(config.optimizer, network.parameters()).param_groups
 
 
@@ -67,7 +67,7 @@ def test_every_generator_and_optimizer_can_be_built(generator, optimizer):
         ("drift.tau=-1", "tau: got -1"),
         ("drift.cost=manhattan", "manhattan"),
         ("drift.taw=1", "taw"),
-        ("data.target=donut", "donut"),
+        ("data.name=donut", "donut"),
         ("steps=0", "steps: got 0"),
         ("ema=2", "ema: got 2"),
         ("device=abacus", "abacus"),
@@ -86,7 +86,7 @@ def test_a_wrong_config_ends_in_one_sentence(tmp_path, capsys, override, words):
 
 
 def test_a_diverging_run_ends_in_one_sentence(tmp_path, capsys):
-    words = ["optimizer.lr=1e30", "generator=mlp", "steps=9", f"output={tmp_path}/r"]
+    words = ["optimizer.lr=1e30", "network=mlp", "steps=9", f"output={tmp_path}/r"]
     small = [word for word in SMALL if "blocks" not in word]
     assert main(["train", *small, *words]) == 1
     said = capsys.readouterr().err
@@ -97,7 +97,7 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_another_config(tmp_path, 
     command = ["train", *SMALL, "steps=1", f"output={tmp_path}/r"]
     assert main(command) == 0
     assert main(command) == 2
-    assert "resume=true" in capsys.readouterr().err
+    assert "resume=True" in capsys.readouterr().err
     assert main([*command, "resume=true", "drift.tau=0.7"]) == 2
     assert "drift" in capsys.readouterr().err
 
