@@ -127,12 +127,12 @@ def compose_run(overrides: Sequence[str]) -> Any:
     config = compose("train", overrides)
     if not config.resume:
         return config
-    resumed, default, told = _saved(Path(config.output)), _leaves(compose("train")), _leaves(config)
-    named = tuple(one.get_key_element().lstrip("+") + "." for one in _parse(overrides))
-    for key, value in told.items():
-        # An experiment is told by what it changes, anything else by its name.
-        if f"{key}.".startswith(named) or key not in default or default[key] != value:
-            OmegaConf.update(resumed, key, value, force_add=True)
+    resumed = _saved(Path(config.output))
+    for name in (one.get_key_element().lstrip("+") for one in _parse(overrides)):
+        told = OmegaConf.select(config, name, default=MISSING)
+        if told == MISSING:
+            return config  # an experiment, which is no key but the setting as a whole
+        OmegaConf.update(resumed, name, told, merge=False, force_add=True)
     return resumed
 
 
