@@ -219,7 +219,7 @@ def test_average_follows_the_stated_decay():
     assert torch.allclose(run.average.layers[0].weight, expected)
 
 
-def test_a_generator_learns_a_shift():
+def test_a_network_learns_a_shift():
     network = MLP(width=32, hidden=1)
 
     def batches(generator):

@@ -237,7 +237,7 @@ def markdown(report: dict[str, Any]) -> str:
         if "covered" in row:
             modes = f"{row['covered']:.1f} of {row['modes']} | {row['stray']:.0%}"
         lines.append(
-            f"{begin} {row['w2_mean']:.3f}{spread} | {row['w2_floor']:.3f} | "
+            f"{begin} {row['w2_mean']:.3f}{spread} | {row['w2_squared_floor']:.3f} | "
             f"{modes} | {row['runs']} | {row['seconds'] / 60:.1f} |"
         )
     return "\n".join(lines)

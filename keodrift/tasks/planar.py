@@ -42,7 +42,7 @@ def target_batches(network: nn.Module, target: Target, size: int) -> BatchSource
         >>> draw(torch.Generator().manual_seed(0)).data.shape
         torch.Size([32, 2])
     """
-    check_positive("batch", size, integer=True)
+    check_positive("size", size, integer=True)
     classes = network.classes if isinstance(network, ConditionalMLP) else None
     modes = 0 if target.modes is None else len(target.modes)
     if classes not in (None, modes):
