@@ -23,7 +23,7 @@ import keodrift as kd
 from keodrift.data import sample_target
 from keodrift.files import write_json
 from keodrift.flow import WarmStart
-from keodrift.generators import ResidualMLP
+from keodrift.networks import ResidualMLP
 
 
 def in_place(x: torch.Tensor, y: torch.Tensor, tau: float, sweeps: int) -> torch.Tensor:

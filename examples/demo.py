@@ -1,11 +1,11 @@
 """What keodrift does, in four parts and a few minutes: python examples/demo.py
 
 scale   one converged drift between two clouds of 100 000 points, in linear memory
-toy     a one-step generator of eight Gaussians
-digits  a class-conditional one-step generator of real handwritten digits
+toy     a one-step network of eight Gaussians
+digits  a class-conditional one-step network of real handwritten digits
 flow    why converged matters: mass that must cross a gap, one-sided and Sinkhorn
 
-Every setting is in configs/demo.yaml: ``python examples/demo.py part=toy toy.drift.tau=0.05``.
+Every setting is in configs/demo.yaml: ``python examples/demo.py part=toy toy.drift.tau=0.02``.
 Figures and metrics.json land in outputs/.
 """
 
@@ -25,12 +25,13 @@ from omegaconf import DictConfig, OmegaConf
 
 import keodrift as kd
 from keodrift import metrics, plots
-from keodrift.data import TARGETS, load_digits_latents, sample_target
+from keodrift.data import get_target, load_digits_latents, sample_target
 from keodrift.files import atomic_path, write_json
 from keodrift.flow import simulate
-from keodrift.generators import ConditionalMLP, sample
+from keodrift.networks import ConditionalMLP, sample
 from keodrift.runs import build, config_dir
-from keodrift.training import Trainer, latent_batches, target_batches
+from keodrift.tasks import latent_batches, target_batches
+from keodrift.training import Objective, Trainer
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -84,10 +85,10 @@ def scale(cfg: DictConfig, out: Path) -> dict:
 
 def toy(cfg: DictConfig, out: Path) -> dict:
     settings = cfg.toy
-    network = build(settings.generator)
-    drift = build(settings.drift)
+    network = build(settings.network)
+    drift, target = build(settings.drift), get_target(settings.target)
     count = settings.samples
-    real, again = (sample_target(settings.target, count, seeded(s)) for s in (101, 102))
+    real, again = (target.sample(count, seeded(s)) for s in (101, 102))
     floor = metrics.wasserstein_squared(real, again)
 
     def draw(model: torch.nn.Module) -> torch.Tensor:
@@ -96,22 +97,21 @@ def toy(cfg: DictConfig, out: Path) -> dict:
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr)
     trainer = Trainer(
         network,
-        target_batches(network, settings.target, settings.batch),
-        drift,
+        target_batches(network, target, settings.batch),
+        Objective(drift),
         optimizer,
         seeded(cfg.seed),
         scheduler=decay(optimizer, settings.steps),
         ema=settings.ema,
-        evaluate=lambda model: {"w2": metrics.wasserstein_squared(draw(model), real)},
+        evaluate=lambda model: {"w2_squared": metrics.wasserstein_squared(draw(model), real)},
         evaluate_every=settings.evaluate_every,
         progress=cfg.progress,
     )
     history = trainer.run(settings.steps)
 
     samples = draw(trainer.average)
-    known = TARGETS[settings.target]
-    coverage = metrics.mode_coverage(samples, known.modes, known.mode_radius)
-    looked = [row for row in history if "w2" in row]
+    coverage = metrics.mode_coverage(samples, target.modes, target.mode_radius)
+    looked = [row for row in history if "w2_squared" in row]
     plots.save_figure(
         plots.plot_samples(
             {"generated": samples}, real, title="One network pass a sample: red should cover grey"
@@ -120,7 +120,7 @@ def toy(cfg: DictConfig, out: Path) -> dict:
     )
     plots.save_figure(
         plots.plot_curves(
-            {"generator": ([row["step"] for row in looked], [row["w2"] for row in looked])},
+            {"generated": ([r["step"] for r in looked], [r["w2_squared"] for r in looked])},
             title="The distance to the target falls to what real samples score",
             ylabel="$W_2^2$ [length$^2$]",
             floor=floor,
@@ -134,9 +134,9 @@ def toy(cfg: DictConfig, out: Path) -> dict:
         out / "toy_field.png",
     )
     result = {
-        "w2": metrics.wasserstein_squared(samples, real),
-        "w2_floor": floor,
-        "modes": len(known.modes),
+        "w2_squared": metrics.wasserstein_squared(samples, real),
+        "w2_squared_floor": floor,
+        "modes": len(target.modes),
         "covered": coverage.covered,
         "masses": [round(mass, 4) for mass in coverage.masses.tolist()],
         "stray": coverage.stray,
@@ -144,8 +144,8 @@ def toy(cfg: DictConfig, out: Path) -> dict:
         "seconds": history[-1]["seconds"],
     }
     print(
-        f"toy: {coverage.covered} of {len(known.modes)} modes, {coverage.stray:.0%} of the samples "
-        f"between them, W2^2 {result['w2']:.4f} (real against real {floor:.4f}), "
+        f"toy: {coverage.covered} of {len(target.modes)} modes, {coverage.stray:.0%} of the "
+        f"samples between them, W2^2 {result['w2_squared']:.4f} (real against real {floor:.4f}), "
         f"{result['seconds']:.0f} s"
     )
     return result
@@ -161,7 +161,7 @@ def digits(cfg: DictConfig, out: Path) -> dict:
     trainer = Trainer(
         network,
         latent_batches(network, latents, settings.per_class),
-        build(settings.drift),
+        Objective(build(settings.drift)),
         optimizer,
         seeded(cfg.seed),
         scheduler=decay(optimizer, settings.steps),
@@ -207,10 +207,10 @@ def digits(cfg: DictConfig, out: Path) -> dict:
     return {
         "accuracy_generated": accuracy,
         "accuracy_real_test": on_real,
-        "w2": mean,
-        "w2_floor": mean_floor,
-        "w2_by_class": to_test,
-        "w2_floor_by_class": floor,
+        "w2_squared": mean,
+        "w2_squared_floor": mean_floor,
+        "w2_squared_by_class": to_test,
+        "w2_squared_floor_by_class": floor,
         "steps": settings.steps,
         "seconds": history[-1]["seconds"],
     }
@@ -243,7 +243,7 @@ def flow(cfg: DictConfig, out: Path) -> dict:
         left = float((path.final[:, 0] < 0).float().mean())
         w2 = metrics.wasserstein_squared(path.final, target)
         print(f"{name:>12} {left:7.1%} {w2:9.4f} {seconds:8.1f}")
-        result[name] = {"left": left, "w2": w2, "seconds": seconds}
+        result[name] = {"left": left, "w2_squared": w2, "seconds": seconds}
         paths[name] = path.trajectory
         lefts[name] = (path.trajectory[..., 0] < 0).float().mean(-1)
 
@@ -258,7 +258,9 @@ def flow(cfg: DictConfig, out: Path) -> dict:
         title="90/10 start, 50/50 data: only the converged drift moves mass between modes",
     )
     table = ["| drift | left mode | $W_2^2$ |", "|---|---|---|"]
-    table += [f"| {name} | {row['left']:.0%} | {row['w2']:.3g} |" for name, row in result.items()]
+    table += [
+        f"| {name} | {row['left']:.0%} | {row['w2_squared']:.3g} |" for name, row in result.items()
+    ]
     with atomic_path(out / "flow.md") as draft:
         draft.write_text("\n".join(table) + "\n")
     times = [settings.step * k for k in range(settings.steps + 1)]

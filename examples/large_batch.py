@@ -28,14 +28,15 @@ import torch
 from wrong_masses import configured, draw, wrong
 
 import keodrift as kd
-from keodrift.data import sample_target
+from keodrift.data import get_target, sample_target
 from keodrift.files import atomic_path, write_json
 from keodrift.gaussians import gaussian_one_sided_drift, gaussian_sinkhorn_drift
-from keodrift.generators import MLP, sample
 from keodrift.metrics import wasserstein_squared
+from keodrift.networks import MLP, sample
 from keodrift.plots import new_figure, save_figure
 from keodrift.reproduce.cells import run_missing
-from keodrift.training import Batch, Trainer, target_batches
+from keodrift.tasks import target_batches
+from keodrift.training import Batch, Objective, Trainer
 
 SETTINGS = {
     "parts": ["truth", "noise", "masses", "quality"],
@@ -146,7 +147,7 @@ def trained(
     """Trains until the time or the samples are used up; judges a dozen times on the way."""
     optimizer = torch.optim.Adam(network.parameters(), lr=spec["lr"])
     random = torch.Generator().manual_seed(spec["seed"])
-    trainer = Trainer(network, batches, drift, optimizer, random, ema=0.9)
+    trainer = Trainer(network, batches, Objective(drift), optimizer, random, ema=0.9)
     rows = [{"samples": 0, "seconds": 0.0, **judge(network)}]
     steps, used = max(1, spec["samples"] // size), 0.0
     while trainer.step < steps and used < spec["seconds"]:
@@ -171,7 +172,9 @@ def quality(spec: dict, path: Path) -> None:
         return {"w2": wasserstein_squared(points, real)}
 
     drift = drift_of(spec["field"], spec["tau"])
-    rows = trained(network, target_batches(network, target, size), drift, size, spec, judge)
+    rows = trained(
+        network, target_batches(network, get_target(target), size), drift, size, spec, judge
+    )
     write_json(path, spec | {"floor": wasserstein_squared(other, real), "rows": rows})
 
 
@@ -185,7 +188,7 @@ def masses(spec: dict, path: Path) -> None:
         noise = torch.randn(1024, 2, generator=random)
         return Batch((noise,), draw(wrong(2), 1024, 2, random))
 
-    begin = kd.SinkhornDrift(0.1, cost="squared", tol=1e-3)
+    begin = Objective(kd.SinkhornDrift(0.1, cost="squared", tol=1e-3))
     Trainer(network, unbalanced, begin, optimizer, torch.Generator().manual_seed(0)).run(
         5 if spec["seconds"] < 5 else 600
     )
@@ -197,7 +200,7 @@ def masses(spec: dict, path: Path) -> None:
         return {"heavy": float(left.double().mean()), "between": float(between)}
 
     drift = drift_of(spec["field"], spec["tau"])
-    batches = target_batches(network, "two_modes", size)
+    batches = target_batches(network, get_target("two_modes"), size)
     write_json(path, spec | {"rows": trained(network, batches, drift, size, spec, judge)})
 
 

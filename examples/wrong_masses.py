@@ -27,11 +27,11 @@ from omegaconf.errors import OmegaConfBaseException
 import keodrift as kd
 from keodrift.files import atomic_path, write_json
 from keodrift.flow import simulate
-from keodrift.generators import MLP, draw_noise, sample
 from keodrift.metrics import mode_coverage, wasserstein_squared
+from keodrift.networks import MLP, draw_noise, sample
 from keodrift.plots import new_figure, save_figure
 from keodrift.reproduce.cells import run_missing
-from keodrift.training import Batch, Trainer
+from keodrift.training import Batch, Objective, Trainer
 
 SETTINGS = {
     "parts": ["particles", "generator"],
@@ -156,7 +156,7 @@ def train(
 
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     trainer = Trainer(
-        network, batch, drift, optimizer, torch.Generator().manual_seed(seed), ema=0.98
+        network, batch, Objective(drift), optimizer, torch.Generator().manual_seed(seed), ema=0.98
     )
     trainer.run(steps)
     return trainer.average

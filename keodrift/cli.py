@@ -1,6 +1,6 @@
 """The ``keodrift`` command: configs in, run folders and figures out.
 
-``keodrift train drift=sinkhorn data=spiral drift.tau=0.05 output=outputs/spiral``
+``keodrift train drift=sinkhorn data=spiral drift.tau=0.02 output=outputs/spiral``
 
 What is wrong with a command or a config is said in one sentence on standard error.
 """
@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+from omegaconf import OmegaConf
 
 from keodrift.errors import ArgumentError, MissingDependencyError, OptionError, RunError
 from keodrift.reproduce import FIGURES, reproduce
 from keodrift.reproduce import markdown as reproduce_table
-from keodrift.runs import compose, config_dir, multirun, train
+from keodrift.runs import compose, compose_run, config_dir, finished, sweep, train
 
 USAGE = """usage: keodrift train [-m] [group=choice …] [key=value …]
        keodrift reproduce FIGURE [--quick] [key=value …]
+       keodrift --version
 
-train trains a one-step generator on a 2D target; with -m it does so for every combination of
+train trains a one-step network of a 2D target; with -m it does so for every combination of
 comma-separated values, each in a folder of its own inside output. reproduce runs what is missing of
 a figure of the papers and draws it. Groups and keys:
 
@@ -46,13 +51,42 @@ def _reproduce(arguments: Sequence[str]) -> None:
 
 def _train(arguments: Sequence[str]) -> None:
     if arguments[:1] in (["-m"], ["--multirun"]):
-        for name, found in multirun(arguments[1:]).items():
-            print(f"{name}: W2^2 {found['w2']:.3g} (real samples {found['w2_floor']:.3g})")
-        return
-    config = compose("train", arguments)
+        return _sweep(arguments[1:])
+    config = compose_run(arguments)
     result = train(config)
-    floor = f"real samples score {result['w2_floor']:.3g}"
-    print(f"W2^2 {result['w2']:.3g} after {result['steps']} steps ({floor}); see {config.output}")
+    print(f"{_numbers(result)} after {result['steps']} steps; see {config.output}")
+
+
+def _sweep(arguments: Sequence[str]) -> None:
+    """Trains what is not done yet, one run after the other, whatever becomes of the others."""
+    failed, configs = [], sweep(arguments)
+    for count, (name, config) in enumerate(configs.items(), 1):
+        result = finished(config)
+        if result is None:
+            print(f"{count} of {len(configs)}: {name}", file=sys.stderr)
+            try:
+                result = train(config)
+            except Exception as error:
+                failed.append(f"{name}: {' '.join(str(error).split())}")
+                continue
+        print(f"{name}: {_numbers(result)}")
+    if failed:
+        raise RunError(f"{len(failed)} of {len(configs)} runs failed: {'; '.join(failed)}")
+
+
+def _numbers(result: dict[str, Any]) -> str:
+    return f"W2^2 {result['w2_squared']:.3g} (real samples score {result['w2_squared_floor']:.3g})"
+
+
+def _help(arguments: Sequence[str]) -> None:
+    asked = [name for name in COMMANDS if name in arguments[:1]] or list(COMMANDS)
+    print(USAGE + "\n".join((config_dir() / f"{name}.yaml").read_text() for name in asked))
+    if "train" in asked:
+        config = compose("train", [word for word in arguments if "=" in word])
+        print(f"train, composed:\n\n{OmegaConf.to_yaml(config)}")
+
+
+COMMANDS = {"train": _train, "reproduce": _reproduce}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,15 +100,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         was interrupted.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"train": _train, "reproduce": _reproduce}
-    if not arguments or {"-h", "--help"} & set(arguments):
-        asked = [name for name in commands if name in arguments[:1]] or commands
-        print(USAGE + "\n".join((config_dir() / f"{name}.yaml").read_text() for name in asked))
-        return 0
     try:
-        if arguments[0] not in commands:
-            raise OptionError("command", repr(arguments[0]), " or ".join(map(repr, commands)))
-        commands[arguments[0]](arguments[1:])
+        if arguments == ["--version"]:
+            print(version("keodrift"))
+        elif not arguments or {"-h", "--help"} & set(arguments):
+            _help(arguments)
+        elif arguments[0] not in COMMANDS:
+            raise OptionError("command", repr(arguments[0]), " or ".join(map(repr, COMMANDS)))
+        else:
+            COMMANDS[arguments[0]](arguments[1:])
         return 0
     except (ArgumentError, MissingDependencyError) as error:
         print(f"keodrift: {error}", file=sys.stderr)

@@ -79,6 +79,23 @@ class RunError(RuntimeError):
     """A run ended without its result; what was done before it is kept."""
 
 
+class DivergedError(FloatingPointError):
+    """A training left the finite numbers; what was kept before stays.
+
+    Attributes:
+        sign: What was seen, in words.
+        step: Steps done by then, or None where nobody counts them.
+    """
+
+    def __init__(self, sign: str, step: int | None = None) -> None:
+        self.sign, self.step = sign, step
+        when = "" if step is None else f"at step {step} "
+        super().__init__(f"training diverged: {when}{sign}")
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.sign, self.step)
+
+
 class ConvergenceWarning(UserWarning):
     """A Sinkhorn solve stopped at its cap; raise the cap, the tolerance or the temperature."""
 

@@ -52,9 +52,9 @@ def write_json(path: str | Path, value: Any) -> None:
     Example:
         >>> import tempfile
         >>> target = Path(tempfile.mkdtemp()) / "numbers.json"
-        >>> write_json(target, {"w2": 0.5})
+        >>> write_json(target, {"w2_squared": 0.5})
         >>> json.loads(target.read_text())
-        {'w2': 0.5}
+        {'w2_squared': 0.5}
     """
     with atomic_path(path) as draft:
         draft.write_text(json.dumps(value, indent=2) + "\n")

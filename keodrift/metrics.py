@@ -13,7 +13,7 @@ from torch import Tensor
 
 from keodrift.checks import check_finite
 from keodrift.costs import euclidean
-from keodrift.errors import ArgumentError, MissingDependencyError, ShapeError
+from keodrift.errors import ArgumentError, ShapeError
 from keodrift.reductions import gibbs_kernel, mean_cost, nearest
 from keodrift.reductions import median_distance as median_of
 
@@ -72,7 +72,6 @@ def wasserstein_squared(
     Raises:
         ShapeError: The clouds are empty or live in different dimensions.
         NonFiniteError: A coordinate is NaN or infinite.
-        MissingDependencyError: POT is not installed.
 
     Reference:
         Flamary et al., POT: Python Optimal Transport, JMLR 2021 (`ot.emd2`).
@@ -95,12 +94,9 @@ def wasserstein_squared(
 
 
 def _import_pot() -> ModuleType:
-    try:
-        # POT imports GeomLoss where it is installed, and with it KeOps, which greets on stdout.
-        with contextlib.redirect_stdout(io.StringIO()):
-            import ot
-    except ImportError as error:
-        raise MissingDependencyError("POT", "wasserstein_squared", "metrics") from error
+    # POT imports GeomLoss where it is installed, and with it KeOps, which greets on stdout.
+    with contextlib.redirect_stdout(io.StringIO()):
+        import ot
     return ot
 
 

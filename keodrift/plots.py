@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from keodrift.errors import MissingDependencyError, ShapeError
+from keodrift.errors import ShapeError
 from keodrift.files import atomic_path
 
 if TYPE_CHECKING:
@@ -26,19 +26,14 @@ DATA, MODEL, FLOOR, START = "#7f8c8d", "#c0392b", "#2c3e50", "#2980b9"
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
     """An off-screen figure and its axes ``(rows, columns)``; pyplot's state is left alone.
 
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
-
     Example:
         >>> figure, axes = new_figure(4, 3)
         >>> axes.shape
         (1, 1)
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError("matplotlib", "keodrift.plots", "plots") from error
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
@@ -187,7 +182,7 @@ def plot_curves(
         logy: Logarithmic vertical axis.
 
     Example:
-        >>> curves = {"w2": ([1, 2], [0.3, 0.1])}
+        >>> curves = {"w2_squared": ([1, 2], [0.3, 0.1])}
         >>> figure = plot_curves(curves, title="Falls", ylabel="W2", floor=0.05)
     """
     figure, grid = new_figure(6, 4)

@@ -1,32 +1,67 @@
 """A run folder out of a config: composed by Hydra, trained, and written where it can be resumed.
 
-Configs live in `config_dir`, one group a folder: drift, data, generator, optimizer, experiment.
+Configs live in `config_dir`, one group a folder: drift, data, network, optimizer, scheduler,
+experiment.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+import yaml
+from filelock import FileLock, Timeout
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, InstantiationException
+from hydra.utils import instantiate
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from keodrift import metrics, plots
-from keodrift.data import sample_target, target_modes
-from keodrift.data.targets import TARGETS
-from keodrift.errors import ArgumentError, MissingDependencyError, OptionError
+from keodrift.drifts import Drift
+from keodrift.errors import ArgumentError, OptionError
 from keodrift.files import atomic_path, write_json
-from keodrift.generators import sample
-from keodrift.training import Trainer, target_batches
+from keodrift.tasks import PlanarTask
+from keodrift.training import Trainer
 
 # What may differ between the command that began a run and the one that resumes it.
-_FREE_ON_RESUME = ("resume", "steps", "progress")
+_FREE_ON_RESUME = ("output", "resume", "steps", "progress")
+
+
+@dataclass
+class TrainConfig:
+    """The types of the keys of ``train.yaml``, which says what each means and its default."""
+
+    drift: Any = MISSING
+    data: Any = MISSING
+    network: Any = MISSING
+    optimizer: Any = MISSING
+    scheduler: Any = None
+    objective: Any = MISSING
+    output: str = MISSING
+    resume: bool = MISSING
+    seed: int = MISSING
+    device: str = MISSING
+    batch: int = MISSING
+    steps: int = MISSING
+    ema: float = MISSING
+    clip: float | None = MISSING
+    precision: str = MISSING
+    evaluate_every: int = MISSING
+    evaluate_samples: int = MISSING
+    checkpoint_every: int = MISSING
+    progress: bool = MISSING
+
+
+_SCHEMAS = {"train": TrainConfig}
 
 
 def config_dir() -> Path:
@@ -46,34 +81,100 @@ def config_dir() -> Path:
     raise FileNotFoundError(f"no configs in {package} or beside it; reinstall keodrift")
 
 
+@contextmanager
+def _one_sentence(argument: str, got: object) -> Iterator[None]:
+    """What Hydra, OmegaConf or YAML refuse, as a typed error."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeError) as error:
+        reason = f"{error} {error.__cause__ or ''}".partition("object_type")[0].replace(
+            "full_key:", "in"
+        )
+        raise OptionError(argument, got, f"a fix: {' '.join(reason.split())}") from error
+
+
 def compose(name: str, overrides: Sequence[str] = ()) -> Any:
     """Composes a config by name from `config_dir`.
 
     Args:
         name: The file's stem, such as ``"train"``.
-        overrides: Hydra overrides, such as ``"drift.tau=0.05"``.
+        overrides: Hydra overrides, such as ``"drift.tau=0.02"``.
 
     Raises:
-        OptionError: An override names an unknown choice or key.
-        MissingDependencyError: Hydra is not installed.
+        OptionError: An override names an unknown choice or key, or a value is of another type.
 
     Example:
         >>> compose("train", ["drift=one_sided"]).drift.tau
-        0.1
+        0.05
     """
-    try:
-        from hydra import compose as hydra_compose
-        from hydra import initialize_config_dir
-        from hydra.errors import HydraException
-        from omegaconf.errors import OmegaConfBaseException
-    except ImportError as error:
-        raise MissingDependencyError("hydra-core", "the command line", "cli") from error
-    with initialize_config_dir(str(config_dir()), version_base=None):
-        try:
-            return hydra_compose(name, list(overrides))
-        except (HydraException, OmegaConfBaseException) as error:
-            reason = " ".join(str(error).split())
-            raise OptionError("config", repr(" ".join(overrides)), f"a fix: {reason}") from error
+    with (
+        _one_sentence("config", repr(" ".join(overrides))),
+        initialize_config_dir(str(config_dir()), version_base=None),
+    ):
+        config = hydra_compose(name, list(overrides))
+        return OmegaConf.merge(_SCHEMAS[name], config) if name in _SCHEMAS else config
+
+
+def compose_run(overrides: Sequence[str]) -> Any:
+    """Composes what ``keodrift train`` is told; with ``resume=true``, over the folder's config.
+
+    Args:
+        overrides: Hydra overrides; one that resumes needs no more than ``output``.
+
+    Raises:
+        OptionError: As `compose`, or there is no run to resume.
+    """
+    config = compose("train", overrides)
+    if not config.resume:
+        return config
+    resumed = _saved(Path(config.output))
+    for name in (one.get_key_element().lstrip("+") for one in _parse(overrides)):
+        told = OmegaConf.select(config, name, default=MISSING)
+        if told == MISSING:
+            return config  # an experiment, which is no key but the setting as a whole
+        OmegaConf.update(resumed, name, told, merge=False, force_add=True)
+    return resumed
+
+
+def _saved(folder: Path) -> Any:
+    """The config of the run in a folder; a key that is younger than the run has its default."""
+    path, config = folder / "config.yaml", compose("train")
+    if not path.is_file():
+        raise OptionError("resume", f"{folder}, which holds no run", "output=<an earlier run>")
+    with _one_sentence("resume", path):
+        saved = OmegaConf.load(path)
+        if not isinstance(saved, DictConfig):
+            raise OptionError("resume", path, "a config: keys and their values")
+        for key in saved:
+            config[key] = saved[key]
+    return config
+
+
+def _leaves(config: Any) -> dict[str, Any]:
+    """All values of a config by their dotted key."""
+
+    def walk(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(node, Mapping):
+            for key, value in node.items():
+                yield from walk(f"{prefix}{key}.", value)
+        else:
+            yield prefix[:-1], node
+
+    with _one_sentence("config", "a value"):
+        return dict(walk("", OmegaConf.to_container(config, resolve=True)))
+
+
+def _refuse_change(config: Any) -> None:
+    """Says which values differ from those of the run in the config's folder."""
+    before, now = _leaves(_saved(Path(config.output))), _leaves(config)
+    changed = [
+        f"{key} ({before.get(key)}, now {now.get(key)})"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key not in _FREE_ON_RESUME
+    ]
+    if changed:
+        got = f"a config that changed in {', '.join(changed)}"
+        raise OptionError("resume", got, "the config of the run")
 
 
 def build(node: Any, *args: Any) -> Any:
@@ -88,15 +189,12 @@ def build(node: Any, *args: Any) -> Any:
 
     Example:
         >>> build(compose("train").drift).tau
-        0.1
+        0.05
     """
-    from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
-
     try:
         made = instantiate(node)
         return made(*args) if args else made
-    except (InstantiationException, TypeError, ValueError) as error:
+    except (InstantiationException, OmegaConfBaseException, TypeError, ValueError) as error:
         if isinstance(error, ArgumentError):
             raise
         if isinstance(error.__cause__, ArgumentError):
@@ -105,65 +203,77 @@ def build(node: Any, *args: Any) -> Any:
         raise OptionError(str(node.get("_target_")), dict(node), f"a fix: {reason}") from error
 
 
-def _check_folder(config: Any, folder: Path) -> None:
-    saved = folder / "config.yaml"
-    if not config.resume and (folder / "checkpoint.pt").exists():
-        raise OptionError(
-            "output", f"{folder}, which holds a run", "another folder, or resume=true"
-        )
+def _drifts(node: Any) -> list[Drift]:
+    """The drift of a node with ``_target_``, or those of a mapping of such nodes."""
+    return [build(one) for one in ([node] if "_target_" in node else node.values())]
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.Generator(torch.empty(0, device=name).device).device
+    except (RuntimeError, AssertionError) as error:
+        raise OptionError("device", repr(name), "a device that this torch can use") from error
+
+
+def _build(config: Any) -> tuple[PlanarTask, Trainer]:
+    """The task and the trainer of a config; nothing is written."""
+    if not config.output:
+        raise OptionError("output", repr(config.output), "a folder")
+    device = _device(config.device)
+    task = PlanarTask(
+        build(config.data),
+        batch=config.batch,
+        evaluate_samples=config.evaluate_samples,
+        seed=config.seed,
+        device=device,
+    )
+    network = build(config.network).to(device)
+    optimizer = build(config.optimizer, network.parameters())
+    trainer = Trainer(
+        network,
+        task.batches(network),
+        build(config.objective, _drifts(config.drift)),
+        optimizer,
+        torch.Generator(device).manual_seed(config.seed),
+        scheduler=None if config.scheduler is None else build(config.scheduler, optimizer),
+        ema=config.ema,
+        clip=config.clip,
+        precision=config.precision,
+        evaluate=task.evaluate,
+        evaluate_every=config.evaluate_every,
+        folder=config.output,
+        checkpoint_every=config.checkpoint_every,
+        progress=config.progress,
+    )
+    trainer.check(config.steps, resume=config.resume)
     if config.resume:
-        if not saved.exists():
-            raise OptionError("resume", f"{folder}, which holds no run", "output=<an earlier run>")
-        _refuse_change(config, saved)
+        _refuse_change(config)
+    return task, trainer
 
 
 @contextmanager
 def _claimed(folder: Path) -> Iterator[None]:
     """Keeps other processes from writing to a run folder."""
-    from filelock import FileLock, Timeout
-
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", timeout=0)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
         got = f"{folder}, where another process is training"
         raise OptionError("output", got, "another folder, or patience") from error
+    except OSError as error:
+        raise OptionError("output", folder, f"a folder to write to: {error.strerror}") from error
     try:
         yield
     finally:
         lock.release()
 
 
-def _refuse_change(config: Any, saved: Path) -> None:
-    """Says which keys differ from those of the run in a folder."""
-    from omegaconf import OmegaConf
-
-    # A key that is younger than the run has its default there.
-    started = {**compose("train"), **OmegaConf.load(saved)}
-    before, now = (
-        {str(key): value for key, value in one.items() if key not in _FREE_ON_RESUME}
-        for one in (started, config)
-    )
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    if changed:
-        raise OptionError(
-            "resume", f"a config that changed in {', '.join(changed)}", "the config of the run"
-        )
-
-
-def _device(name: str) -> torch.device:
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise OptionError("device", repr(name), "a device that this torch can use") from error
-
-
-def train(config: Any) -> dict[str, float]:
+def train(config: Any) -> dict[str, Any]:
     """Runs ``keodrift train`` with a composed config.
 
     Args:
-        config: `compose` of ``"train"``.
+        config: `compose` of ``"train"``, or `compose_run`.
 
     Returns:
         The final numbers, which the run folder's ``result.json`` holds too.
@@ -171,131 +281,63 @@ def train(config: Any) -> dict[str, float]:
     Raises:
         ArgumentError: The config asks for something impossible, or another process trains in the
             folder; nothing has been written then.
+        DivergedError: The training diverged; what was kept before stays.
     """
-    from omegaconf import OmegaConf
-
-    if config.data.target not in TARGETS:
-        raise OptionError("data.target", repr(config.data.target), f"one of {sorted(TARGETS)}")
-    device = _device(config.device)
-    drift = build(config.drift)
-    network: nn.Module = build(config.generator).to(device)
-    optimizer = build(config.optimizer, network.parameters())
-    target, count = config.data.target, config.evaluate_samples
+    task, trainer = _build(config)
     folder = Path(config.output)
-    _check_folder(config, folder)
-
-    # Evaluation has its own generator, so that how often one looks changes nothing.
-    watch = torch.Generator(device).manual_seed(config.seed + 1)
-    real, again = (sample_target(target, count, watch) for _ in range(2))
-    floor = metrics.wasserstein_squared(real, again)
-
-    def draw(model: nn.Module) -> Tensor:
-        return sample(model, count, torch.Generator(device).manual_seed(config.seed + 2))
-
-    trainer = Trainer(
-        network,
-        target_batches(network, target, config.data.batch),
-        drift,
-        optimizer,
-        torch.Generator(device).manual_seed(config.seed),
-        loss_options={"normalize": config.normalize},
-        warm_start=config.warm_start,
-        ema=config.ema,
-        clip=config.clip,
-        precision=config.precision,
-        evaluate=lambda model: {"w2": metrics.wasserstein_squared(draw(model), real)},
-        evaluate_every=config.evaluate_every,
-        folder=folder,
-        checkpoint_every=config.checkpoint_every,
-        progress=config.progress,
-    )
     with _claimed(folder):
-        if not config.resume:
-            with atomic_path(folder / "config.yaml") as draft:
-                OmegaConf.save(config, draft)
+        with atomic_path(folder / "config.yaml") as draft:
+            OmegaConf.save(config, draft)
         history = trainer.run(config.steps, resume=config.resume)
-        samples = draw(trainer.average)
-        result = {"steps": trainer.step, "w2": metrics.wasserstein_squared(samples, real)}
-        result |= {"w2_floor": floor, "seconds": history[-1]["seconds"]}
-        modes = target_modes(target)
-        if modes is not None:
-            radius = TARGETS[target].mode_radius
-            coverage = metrics.mode_coverage(samples.cpu(), modes, radius)
-            result |= {"modes": len(modes), "covered": coverage.covered, "stray": coverage.stray}
-        _draw(folder, history, floor, samples, real)
-        with atomic_path(folder / "samples.npz") as draft:
-            np.savez(draft, generated=samples.cpu().numpy(), real=real.cpu().numpy())
+        result = {"steps": trainer.step, **task.judge(trainer.average, history, folder)}
+        result["seconds"] = history[-1]["seconds"]
         write_json(folder / "result.json", result)
     return result
 
 
-def _draw(
-    folder: Path, history: list[dict[str, float]], floor: float, samples: Tensor, real: Tensor
-) -> None:
-    looked = [row for row in history if "w2" in row]
-    title = "$W_2^2$ to the target falls towards what real samples score"
-    curve = {"generator": ([row["step"] for row in looked], [row["w2"] for row in looked])}
-    figure = plots.plot_curves(curve, title=title, ylabel="$W_2^2$ [length$^2$]", floor=floor)
-    plots.save_figure(figure, folder / "curves.png")
-    figure = plots.plot_samples(
-        {"generated": samples}, real, title="Generated points should cover the data"
-    )
-    plots.save_figure(figure, folder / "samples.png")
+def sweep(overrides: Sequence[str]) -> dict[str, Any]:
+    """Composes one run for every combination of the values that overrides list.
 
-
-def multirun(overrides: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Trains once for every combination of the values that overrides list, one after the other.
-
-    Combinations that are done are not done again, and one that was cut off goes on.
+    A run that was cut off is to be resumed; one that is done, see `finished`.
 
     Args:
-        overrides: Hydra overrides, such as ``"drift.tau=0.05,0.1"``.
+        overrides: Hydra overrides, such as ``"drift.tau=0.02,0.05"``.
 
     Returns:
-        The result of each run, by the name of its folder inside ``output``.
+        The config of each run, by the name of its folder inside ``output``.
 
     Raises:
-        ArgumentError: An override is wrong, or none lists several values.
+        ArgumentError: An override is wrong, none lists several values, or a folder holds the run
+            of another config.
     """
-    swept, fixed = _sweeps(overrides)
-    if not swept:
-        raise OptionError("-m", repr(" ".join(overrides)), "a list of values, such as seed=0,1,2")
-    configs = {}
-    for values in itertools.product(*swept):
-        # All are composed before the first is trained: a typing error costs no run.
-        config = compose("train", [*fixed, *values])
-        name = ",".join(values).replace("/", "_")
-        config.output = str(Path(config.output) / name)
-        config.resume = (Path(config.output) / "checkpoint.pt").exists()
-        configs[name] = config
-    results = {}
-    for count, (name, config) in enumerate(configs.items(), 1):
-        done = Path(config.output) / "result.json"
-        if done.exists():
-            _refuse_change(config, done.with_name("config.yaml"))
-            results[name] = json.loads(done.read_text())
-        if name not in results or results[name]["steps"] < config.steps:
-            print(f"{count} of {len(configs)}: {name}", file=sys.stderr)
-            results[name] = train(config)
-    return results
-
-
-def _sweeps(overrides: Sequence[str]) -> tuple[list[list[str]], list[str]]:
-    """Overrides that list values, one list each, and the others."""
-    try:
-        from hydra.core.override_parser.overrides_parser import OverridesParser
-        from hydra.errors import HydraException
-    except ImportError as error:
-        raise MissingDependencyError("hydra-core", "the command line", "cli") from error
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        reason = " ".join(str(error).split())
-        raise OptionError("config", repr(" ".join(overrides)), f"a fix: {reason}") from error
+    parsed = _parse(overrides)
     swept = [
         [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
         for one in parsed
         if one.is_sweep_override()
     ]
+    if not swept:
+        raise OptionError("-m", repr(" ".join(overrides)), "a list of values, such as seed=0,1,2")
     fixed = [str(one.input_line) for one in parsed if not one.is_sweep_override()]
-    return swept, fixed
+    configs = {}
+    for values in itertools.product(*swept):
+        config = compose("train", [*fixed, *values])
+        name = ",".join(values).replace("/", "_")
+        config.output = str(Path(config.output) / name)
+        config.resume = (Path(config.output) / "checkpoint.pt").exists()
+        if config.resume or finished(config) is not None:
+            _refuse_change(config)
+        configs[name] = config
+    return configs
+
+
+def finished(config: Any) -> dict[str, Any] | None:
+    """The result of a run that is done in the config's folder, or None."""
+    path = Path(config.output) / "result.json"
+    result = json.loads(path.read_text()) if path.exists() else None
+    return result if result is not None and result["steps"] >= config.steps else None
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    with _one_sentence("config", repr(" ".join(overrides))):
+        return OverridesParser.create().parse_overrides(list(overrides))

@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+import torch
 
 import keodrift as kd
+from keodrift import runs
 from keodrift.cli import main
 from keodrift.data import TARGETS
 from keodrift.errors import OptionError
 from keodrift.runs import build, compose, config_dir
+from keodrift.training.loop import EMA_DECAY
 
 SMALL = [
-    "data.batch=32",
-    "generator.width=16",
-    "generator.blocks=1",
+    "batch=32",
+    "network.width=16",
+    "network.blocks=1",
     "evaluate_samples=50",
     "evaluate_every=2",
     "progress=false",
@@ -49,14 +53,14 @@ def test_every_drift_trains(tmp_path, drift):
 
 def test_there_is_a_config_for_every_target():
     assert choices("data") == sorted(TARGETS)
-    assert all(compose("train", [f"data={name}"]).data.target == name for name in TARGETS)
+    assert all(compose("train", [f"data={name}"]).data.name == name for name in TARGETS)
 
 
-@pytest.mark.parametrize("generator", choices("generator"))
+@pytest.mark.parametrize("network", choices("network"))
 @pytest.mark.parametrize("optimizer", choices("optimizer"))
-def test_every_generator_and_optimizer_can_be_built(generator, optimizer):
-    config = compose("train", [f"generator={generator}", f"optimizer={optimizer}"])
-    network = build(config.generator)
+def test_every_network_and_optimizer_can_be_built(network, optimizer):
+    config = compose("train", [f"network={network}", f"optimizer={optimizer}"])
+    network = build(config.network)
     assert build(config.optimizer, network.parameters()).param_groups
 
 
@@ -67,26 +71,59 @@ def test_every_generator_and_optimizer_can_be_built(generator, optimizer):
         ("drift.tau=-1", "tau: got -1"),
         ("drift.cost=manhattan", "manhattan"),
         ("drift.taw=1", "taw"),
-        ("data.target=donut", "donut"),
+        ("data.name=donut", "donut"),
         ("steps=0", "steps: got 0"),
         ("ema=2", "ema: got 2"),
         ("device=abacus", "abacus"),
+        ("device=meta", "meta"),
+        ("steps=abc", "abc"),
+        ("steps=1.5", "1.5"),
+        ("ema=abc", "abc"),
+        ("batch=-3", "batch: got -3"),
+        ("evaluate_samples=0", "evaluate_samples: got 0"),
+        ("checkpoint_every=0", "checkpoint_every: got 0"),
+        ("clip=-1", "clip: got -1"),
+        ("+foo=1", "foo"),
+        ("network.width=0", "width: got 0"),
+        ("objective.normalize=7", "normalize: got 7"),
+        ("network.classes=8", "classes"),
+        ("output=", "output: got ''"),
         ("resume=true", "holds no run"),
         ("this is no override", "override"),
     ],
 )
-def test_a_wrong_config_ends_in_one_sentence(tmp_path, capsys, override, words):
+def test_a_wrong_config_ends_in_one_sentence(tmp_path, monkeypatch, capsys, override, words):
+    monkeypatch.chdir(tmp_path)
     code = main(["train", *SMALL, "steps=1", f"output={tmp_path}/none", override])
     error = capsys.readouterr().err
     assert code == 2
     assert words in error
     assert error.startswith("keodrift: ") and error.count("\n") == 1
     assert "Traceback" not in error
-    assert not (tmp_path / "none" / "checkpoint.pt").exists()
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("where", ["file", "file/run"])
+def test_an_output_that_is_no_folder_ends_in_one_sentence(tmp_path, capsys, where):
+    (tmp_path / "file").write_text("mine")
+    assert main(["train", *SMALL, "steps=1", f"output={tmp_path}/{where}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("keodrift: output: got") and error.count("\n") == 1
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("text", ["{", "- a list", "", "bar: 1", "steps: many", b"\xff\xfe"])
+def test_a_broken_config_in_a_folder_ends_in_one_sentence(tmp_path, capsys, text):
+    saved = tmp_path / "config.yaml"
+    saved.write_bytes(text if isinstance(text, bytes) else text.encode())
+    code = main(["train", f"output={tmp_path}", "resume=true", "drift.tau=0.3"])
+    error = capsys.readouterr().err
+    assert code == 2 and error.count("\n") == 1 and "Traceback" not in error
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
 def test_a_diverging_run_ends_in_one_sentence(tmp_path, capsys):
-    words = ["optimizer.lr=1e30", "generator=mlp", "steps=9", f"output={tmp_path}/r"]
+    words = ["optimizer.lr=1e30", "network=mlp", "steps=9", f"output={tmp_path}/r"]
     small = [word for word in SMALL if "blocks" not in word]
     assert main(["train", *small, *words]) == 1
     said = capsys.readouterr().err
@@ -97,9 +134,30 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_another_config(tmp_path, 
     command = ["train", *SMALL, "steps=1", f"output={tmp_path}/r"]
     assert main(command) == 0
     assert main(command) == 2
-    assert "resume=true" in capsys.readouterr().err
+    assert "resume=True" in capsys.readouterr().err
     assert main([*command, "resume=true", "drift.tau=0.7"]) == 2
-    assert "drift" in capsys.readouterr().err
+    assert "changed in drift.tau (0.05, now 0.7)," in capsys.readouterr().err
+
+
+def test_a_resume_takes_what_it_is_not_told_from_the_folder(tmp_path, capsys):
+    words = ["drift=one_sided", "drift.tau=0.3", "experiment=paper_text", "network.width=16"]
+    small = [word for word in SMALL if "blocks" not in word]
+    command = ["train", f"output={tmp_path}", "resume=true"]
+    assert main(["train", *small, *words, "batch=32", "steps=2", f"output={tmp_path}"]) == 0
+    assert main(command) == 0
+    assert json.loads((tmp_path / "result.json").read_text())["steps"] == 2
+    assert main([*command, "steps=3", "drift.tau=0.3"]) == 0
+    assert json.loads((tmp_path / "result.json").read_text())["steps"] == 3
+    capsys.readouterr()
+    # What is told counts, be it the default of a run that begins.
+    for told, change in (
+        ("drift.tau=0.05", "drift.tau (0.3, now 0.05)"),
+        ("seed=1", "network.seed (0, now 1), seed (0, now 1)"),
+        ("drift=sinkhorn", "drift._target_ (keodrift.OneSidedDrift, now keodrift.SinkhornDrift)"),
+        ("experiment=public_run", "network.blocks"),
+    ):
+        assert main([*command, told]) == 2
+        assert change in capsys.readouterr().err
 
 
 def test_a_run_older_than_a_key_of_the_config_resumes_with_its_default(tmp_path, capsys):
@@ -126,6 +184,64 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path, capsys):
     assert main(command) == 0
 
 
+def test_python_and_configs_have_the_same_defaults():
+    assert compose("train").ema == EMA_DECAY
+    x, y = (torch.randn(9, 2, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    for name in choices("drift"):
+        if name != "several":
+            drift = build(compose("train", [f"drift={name}"]).drift)
+            assert drift.cost == type(drift)(1.0).cost
+            papers = replace(drift, cost="squared", tau=0.1)
+            torch.testing.assert_close(drift(x, y), papers(x, y))
+
+
+def test_every_group_file_says_what_it_is_and_what_it_builds():
+    for path in config_dir().glob("*/*.yaml"):
+        first, *_ = path.read_text().removeprefix("# @package _global_\n").splitlines()
+        assert first.startswith("# ") and first.endswith("."), path
+        if path.parent.name != "experiment" and path.stem != "several":
+            assert "\n_target_: " in path.read_text(), path
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["drift=several", "drift.coarse.tau=2", "+drift@drift.third=one_sided"],
+        ["objective.normalize=true", "objective.scale_features=true"],
+        *(["scheduler=" + name] for name in choices("scheduler")),
+    ],
+)
+def test_what_a_config_can_say_trains(tmp_path, words):
+    assert main(["train", *SMALL, *words, "steps=2", f"output={tmp_path}/r"]) == 0
+    assert main(["train", f"output={tmp_path}/r", "resume=true"]) == 0
+
+
+def test_what_a_config_says_reaches_the_trainer(tmp_path):
+    words = ["drift=several", "scheduler=cosine", "objective.scale_features=true", "clip=2"]
+    _, trainer = runs._build(compose("train", [*SMALL, *words, f"output={tmp_path}/none"]))
+    assert [drift.tau for drift in trainer.objective.drifts] == [0.05, 0.5]
+    assert trainer.objective.scale_features and not trainer.objective.normalize
+    assert trainer.state.scheduler.T_max == 5000 and trainer.clip == 2
+
+
+def test_a_conditional_network_trains_on_modes_alone(tmp_path, capsys):
+    words = ["network=conditional_mlp", "network.width=16", "steps=2"]
+    small = [word for word in SMALL if not word.startswith("network.")]
+    command = ["train", *small, *words]
+    assert main([*command, "data=eight_gaussians", f"output={tmp_path}/r"]) == 0
+    assert json.loads((tmp_path / "r" / "result.json").read_text())["modes"] == 8
+    assert main([*command, "data=spiral", f"output={tmp_path}/s"]) == 2
+    assert "one class a mode" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_schedule_made_for_some_steps_is_not_stretched(tmp_path, capsys):
+    command = ["train", *SMALL, "scheduler=cosine", f"output={tmp_path}/r"]
+    assert main([*command, "steps=2"]) == 0
+    assert main([*command, "steps=4", "resume=true"]) == 2
+    assert "scheduler.T_max (2, now 4)" in capsys.readouterr().err
+
+
 def test_an_unknown_command_ends_in_one_sentence(capsys):
     assert main(["dance"]) == 2
     assert "dance" in capsys.readouterr().err
@@ -136,6 +252,12 @@ def test_help_shows_groups_and_keys(capsys, arguments):
     assert main(arguments) == 0
     shown = capsys.readouterr().out
     assert "drift: sinkhorn" in shown and "usage" in shown
+    assert "  max_iterations: 2000" in shown and "  residual_scale: 0.9" in shown
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{kd.__version__}\n"
 
 
 def test_module_entry_point():
@@ -173,6 +295,17 @@ def test_multirun_trains_every_combination_once(tmp_path, capsys):
     # What is there must not pass for a run of another config.
     assert main([*command, "seed=0,1", "drift=one_sided,sinkhorn", "ema=0.5"]) == 2
     assert "changed in ema" in capsys.readouterr().err
+
+
+def test_a_run_of_a_sweep_that_fails_does_not_end_the_others(tmp_path, capsys):
+    command = ["train", "-m", *SMALL, "steps=2", f"output={tmp_path}"]
+    assert main([*command, "drift.tau=0.1,-1,0.2", "seed=0"]) == 1
+    said = capsys.readouterr()
+    runs = sorted(path.parent.name for path in tmp_path.glob("*/result.json"))
+    assert runs == ["drift.tau=0.1", "drift.tau=0.2"]
+    assert all(f"{run}: W2^2" in said.out for run in runs)
+    last = said.err.splitlines()[-1]
+    assert last.startswith("keodrift: 1 of 3 runs failed: drift.tau=-1: tau: got -1")
 
 
 @pytest.mark.parametrize(

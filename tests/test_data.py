@@ -10,10 +10,10 @@ import torch
 
 from keodrift.data import (
     TARGETS,
+    get_target,
     load_digits_latents,
     register_target,
     sample_target,
-    target_modes,
 )
 from keodrift.errors import ArgumentError, MissingDependencyError, OptionError, ShapeError
 
@@ -47,12 +47,12 @@ def test_targets_ignore_the_default_dtype():
 
 def test_eight_gaussians_lie_on_a_circle_of_radius_two_with_std_0_08():
     points = sample_target("eight_gaussians", 40_000, seeded())
-    nearest = torch.cdist(points, target_modes("eight_gaussians")).argmin(1)
+    nearest = torch.cdist(points, get_target("eight_gaussians").modes).argmin(1)
     share = torch.bincount(nearest, minlength=8) / len(points)
     assert share.sub(1 / 8).abs().max() < 0.01
-    offsets = points - target_modes("eight_gaussians")[nearest]
+    offsets = points - get_target("eight_gaussians").modes[nearest]
     assert offsets.std(0).sub(0.08).abs().max() < 0.002
-    assert target_modes("eight_gaussians").norm(dim=1).sub(2).abs().max() < 1e-6
+    assert get_target("eight_gaussians").modes.norm(dim=1).sub(2).abs().max() < 1e-6
 
 
 def test_two_modes_have_equal_halves():
@@ -111,7 +111,7 @@ def test_a_new_target_can_be_registered_once():
 
     try:
         assert sample_target("here", 2, seeded()).dtype == torch.float32
-        assert target_modes("here") is None
+        assert get_target("here").modes is None
         with pytest.raises(OptionError, match="here"):
             register_target("here")(here)
     finally:

@@ -29,7 +29,7 @@ def test_quick_demo_writes_numbers_and_figures(tmp_path):
     assert numbers["scale"]["dense_matrix_bytes"] == 4 * 2000**2
     assert numbers["scale"]["converged"] is True
     assert numbers["flow"]["one-sided"]["left"] == pytest.approx(0.9)
-    assert len(numbers["digits"]["w2_by_class"]) == 10
+    assert len(numbers["digits"]["w2_squared_by_class"]) == 10
     for name in ("toy_samples", "toy_curves", "toy_field", "digits", "flow"):
         assert (out / f"{name}.png").stat().st_size > 5000
     assert 5000 < (out / "flow.gif").stat().st_size < 1_500_000

@@ -16,6 +16,7 @@ from keodrift.errors import (
     ArgumentError,
     CostError,
     DeviceError,
+    DivergedError,
     DtypeError,
     MissingDependencyError,
     NonFiniteError,
@@ -341,7 +342,8 @@ def test_queries_of_a_field(error, bad):
 def test_errors_cross_processes():
     for error in (
         ArgumentError("tau", -1, "a positive number"),
-        MissingDependencyError("POT", "exact transport", "metrics"),
+        MissingDependencyError("scikit-learn", "the digits", "data"),
+        DivergedError("the loss is nan", 7),
     ):
         copy = pickle.loads(pickle.dumps(error))
         assert type(copy) is type(error) and str(copy) == str(error)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 
 import pytest
 import torch
 
-from keodrift.errors import ArgumentError, MissingDependencyError, NonFiniteError, ShapeError
+from keodrift.errors import ArgumentError, NonFiniteError, ShapeError
 from keodrift.metrics import (
     class_wasserstein_squared,
     energy_distance,
@@ -109,12 +108,6 @@ def test_points_that_are_not_finite_are_refused(metric, bad):
         metric(broken, x)
     with pytest.raises(NonFiniteError, match="got 2 NaN or infinite"):
         metric(x, broken)
-
-
-def test_a_missing_pot_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ot", None)
-    with pytest.raises(MissingDependencyError, match="POT.*pip install"):
-        wasserstein_squared(torch.zeros(1, 2), torch.zeros(1, 2))
 
 
 def kernel_mean(x, y, bandwidth):

@@ -24,9 +24,9 @@ from keodrift.reproduce.generators import Grid, claims
 from keodrift.runs import compose, config_dir
 
 TINY = (
-    "generator.width=8",
-    "generator.blocks=1",
-    "data.batch=32",
+    "network.width=8",
+    "network.blocks=1",
+    "batch=32",
     "evaluate_samples=50",
     "steps=2",
     "evaluate_every=1",
@@ -53,22 +53,22 @@ def test_every_cell_is_a_config(name):
     cells = list(grid.cells())
     assert len({cell.name for cell in cells}) == len(cells) == 2 * 3 * 4 * 5
     smaller = replace(grid, experiment="paper_text").cells()
-    assert compose("train", next(smaller).overrides).data.batch == 500
+    assert compose("train", next(smaller).overrides).batch == 500
     for cell in [*cells[:24], *grid.quick().cells()]:
         config = compose("train", cell.overrides)
-        assert config.data.target == cell.target and config.seed == cell.seed
+        assert config.data.name == cell.target and config.seed == cell.seed
         assert config.drift.tau == cell.tau and config.drift.cost == grid.cost
-    assert compose("train", cells[0].overrides).data.batch == 1024
+    assert compose("train", cells[0].overrides).batch == 1024
     assert compose("train", cells[0].overrides).steps == 5000
 
 
 def test_the_papers_settings_are_experiments():
     text = compose("train", ["experiment=paper_text"])
-    assert text.data.batch == 500 and text.generator._target_.endswith(".MLP")
+    assert text.batch == 500 and text.network._target_.endswith(".MLP")
     assert text.optimizer._target_ == "torch.optim.Adam" and text.optimizer.lr == 1e-3
     public = compose("train", ["experiment=public_run", "data=spiral"])
-    assert public.data.batch == 1024 and public.data.target == "spiral"
-    assert public.generator._target_.endswith(".ResidualMLP")
+    assert public.batch == 1024 and public.data.name == "spiral"
+    assert public.network._target_.endswith(".ResidualMLP")
     assert public.precision == text.precision == "full"
 
 
@@ -99,7 +99,7 @@ def test_a_grid_is_run_cell_by_cell_and_goes_on(tiny, tmp_path, monkeypatch):
         )
         for s in (0, 1)
     ]
-    assert row["runs"] == 2 and row["w2_mean"] == sum(r["w2"] for r in runs) / 2
+    assert row["runs"] == 2 and row["w2_mean"] == sum(r["w2_squared"] for r in runs) / 2
     table = (tmp_path / "tiny_public_run.md").read_text()
     assert "real against real" in table and "0 runs are missing" in table
     spent = sum(row["runs"] * row["seconds"] for row in second["rows"]) / 3600
@@ -182,7 +182,7 @@ def test_a_failed_cell_ends_the_command_in_one_sentence(tiny, tmp_path, capsys, 
 
 
 def test_settings_do_not_pass_for_each_other(tiny, tmp_path, monkeypatch):
-    anywhere = tuple(word for word in TINY if not word.startswith("generator."))
+    anywhere = tuple(word for word in TINY if not word.startswith("network."))
     monkeypatch.setitem(FIGURES, "tiny", replace(tiny, overrides=anywhere))
     for options in ({}, {"experiment": "paper_text"}, {"quick": True}):
         reproduce("tiny", tmp_path, limit=1, workers=1, progress=False, **options)
@@ -242,7 +242,7 @@ def test_a_figure_of_flows_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert second["missing"] == 0
     assert second["rows"][:10] == first["rows"][:10]
     for row in second["rows"]:
-        assert row["w2"] >= 0 and 1 <= row["neighbours"] <= 12
+        assert row["w2_squared"] >= 0 and 1 <= row["neighbours"] <= 12
     with np.load(tmp_path / "runs" / "Sinkhorn-tau0.1.npz") as stored:
         assert stored["trajectory"].shape == (4, 12, 2)
         start, data, _ = grid.clouds()
@@ -258,7 +258,7 @@ def test_a_figure_of_flows_goes_on_where_it_stopped(tmp_path, monkeypatch):
 def test_claims_about_flows_compare_with_the_best_other():
     def rows(**w2):
         names = {"a": "one-sided", "b": "two-sided", "s": "Sinkhorn 100"}
-        return [{"tau": 1.0, "field": names[key], "w2": value} for key, value in w2.items()]
+        return [{"tau": 1.0, "field": names[key], "w2_squared": value} for key, value in w2.items()]
 
     assert list(flows.claims(rows(a=0.3, b=0.2, s=0.205)).values()) == [True]
     assert list(flows.claims(rows(a=0.3, b=0.2, s=0.22)).values()) == [False]

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 import keodrift as kd
-from keodrift.data import load_digits_latents
-from keodrift.errors import ArgumentError, NonFiniteError
+from keodrift.data import get_target, load_digits_latents
+from keodrift.errors import ArgumentError, DivergedError, NonFiniteError, OptionError
 from keodrift.files import atomic_path, write_json
-from keodrift.generators import MLP, ConditionalMLP, sample
 from keodrift.metrics import wasserstein_squared
-from keodrift.training import Batch, Trainer, latent_batches, target_batches
+from keodrift.networks import MLP, ConditionalMLP, sample
+from keodrift.tasks import latent_batches, target_batches
+from keodrift.training import Batch, Objective, Trainer
 
 SHIFT = torch.tensor([3.0, -1.0])
 
@@ -22,13 +23,13 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def trainer(folder=None, drift=None, **options) -> Trainer:
+def trainer(folder=None, drift=None, objective=None, **options) -> Trainer:
     network = MLP(width=16)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
     return Trainer(
         network,
-        target_batches(network, "eight_gaussians", 32),
-        drift or kd.SinkhornDrift(0.2, cost="squared"),
+        target_batches(network, get_target("eight_gaussians"), 32),
+        objective or Objective(drift or kd.SinkhornDrift(0.2, cost="squared")),
         optimizer,
         seeded(3),
         scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20),
@@ -38,7 +39,8 @@ def trainer(folder=None, drift=None, **options) -> Trainer:
 
 
 def assert_same(one: Trainer, two: Trainer) -> None:
-    for module in ("network", "averaged"):
+    one, two = one.state, two.state
+    for module in ("network", "ema"):
         first, second = getattr(one, module).state_dict(), getattr(two, module).state_dict()
         assert all(torch.equal(first[key], second[key]) for key in first)
     first, second = (t.optimizer.state_dict()["state"] for t in (one, two))
@@ -64,7 +66,7 @@ def test_a_run_that_dies_between_checkpoints_resumes_from_the_last_one(tmp_path)
     straight = trainer(tmp_path / "a")
     straight.run(20)
     cut = trainer(tmp_path / "b")
-    batches, drawn = cut.batches, []
+    batches, drawn = cut.state.batches, []
 
     def failing(generator):
         drawn.append(1)
@@ -72,7 +74,7 @@ def test_a_run_that_dies_between_checkpoints_resumes_from_the_last_one(tmp_path)
             raise KeyboardInterrupt
         return batches(generator)
 
-    cut.batches = failing
+    cut.state.batches = failing
     with pytest.raises(KeyboardInterrupt):
         cut.run(20)
     resumed = trainer(tmp_path / "b")
@@ -93,9 +95,94 @@ def test_resume_without_a_checkpoint_begins_and_without_a_folder_is_refused(tmp_
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     trainer(tmp_path).run(1)
     other = trainer(tmp_path)
-    other.network = MLP(width=8)
+    other.state.network = MLP(width=8)
     with pytest.raises(ArgumentError, match="network"):
         other.run(2, resume=True)
+
+
+def test_a_checkpoint_with_a_scheduler_is_no_state_of_a_run_without(tmp_path):
+    trainer(tmp_path).run(1)
+    other = trainer(tmp_path)
+    other.state.scheduler = None
+    with pytest.raises(ArgumentError, match="resume.*scheduler"):
+        other.run(2, resume=True)
+
+
+def test_a_fresh_run_does_not_overwrite_the_checkpoint_of_another(tmp_path):
+    first = trainer(tmp_path)
+    first.run(2)
+    kept = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(OptionError, match="^folder: got .*checkpoint.*resume=True, or another"):
+        trainer(tmp_path).run(3)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == kept
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    assert first.run(3)[-1]["step"] == 3  # its own is no other's
+
+
+def test_a_batch_source_with_a_state_resumes_where_it_was(tmp_path):
+    class Cycling:
+        """Goes through three data sets in turn."""
+
+        turn = 0
+
+        def __call__(self, generator):
+            self.turn += 1
+            noise = torch.randn(8, 2, generator=generator)
+            return Batch((noise,), torch.randn(8, 2, generator=generator) + self.turn % 3)
+
+        def state_dict(self):
+            return {"turn": self.turn}
+
+        def load_state_dict(self, state):
+            self.turn = state["turn"]
+
+    def cycling(folder):
+        run = trainer(folder)
+        run.state.batches = Cycling()
+        return run
+
+    straight, resumed = cycling(tmp_path / "a"), cycling(tmp_path / "b")
+    straight.run(10)
+    cycling(tmp_path / "b").run(5)
+    resumed.run(10, resume=True)
+    assert resumed.state.batches.turn == 10
+    assert_same(straight, resumed)
+
+
+@pytest.mark.parametrize("wrong", [kd.OneSidedDrift(1.0), [kd.OneSidedDrift(1.0)], None])
+def test_a_drift_is_no_objective(wrong):
+    network = MLP(width=4)
+    optimizer = torch.optim.Adam(network.parameters())
+    with pytest.raises(OptionError, match=r"^objective: got .*Objective\(drift\)"):
+        Trainer(network, lambda generator: None, wrong, optimizer, seeded())
+
+
+@pytest.mark.parametrize("wrong", [[], None, [kd.OneSidedDrift(1.0), "sinkhorn"]])
+def test_an_objective_needs_drifts(wrong):
+    with pytest.raises(OptionError, match="^drifts: got"):
+        Objective(wrong)
+    with pytest.raises(OptionError, match="^normalize: got 1"):
+        Objective(kd.OneSidedDrift(1.0), normalize=1)
+
+
+def test_the_drift_never_sees_samples_that_are_not_finite():
+    class Watching(kd.OneSidedDrift):
+        def __call__(self, x, y, **options):
+            raise AssertionError
+
+    objective, batch = Objective(Watching(1.0)), Batch((), torch.zeros(3, 2))
+    for value, words in ((torch.inf, "2 NaN or infinite"), (1e30, "up to 1.0e.30")):
+        x = torch.zeros(3, 2).index_fill(0, torch.tensor(1), value)
+        with pytest.raises(DivergedError, match=f"^training diverged: samples hold .*{words}"):
+            objective(x, batch)
+
+
+def test_an_evaluation_that_is_wrong_is_no_divergence():
+    def evaluate(network):
+        return {"w2_squared": wasserstein_squared(torch.full((2, 2), torch.nan), SHIFT[None])}
+
+    with pytest.raises(NonFiniteError, match="^x: got"):
+        trainer(evaluate=evaluate, evaluate_every=1).run(1)
 
 
 def test_looking_does_not_change_the_run():
@@ -126,13 +213,13 @@ def test_average_follows_the_stated_decay():
     values = []
     for _ in range(3):
         run.run(run.step + 1)
-        values.append(run.network.layers[0].weight.detach().clone())
+        values.append(run.state.network.layers[0].weight.detach().clone())
     first = values[0]
     expected = 0.5 * (0.5 * first + 0.5 * values[1]) + 0.5 * values[2]
     assert torch.allclose(run.average.layers[0].weight, expected)
 
 
-def test_a_generator_learns_a_shift():
+def test_a_network_learns_a_shift():
     network = MLP(width=32, hidden=1)
 
     def batches(generator):
@@ -142,7 +229,7 @@ def test_a_generator_learns_a_shift():
     run = Trainer(
         network,
         batches,
-        kd.SinkhornDrift(0.5),
+        Objective(kd.SinkhornDrift(0.5)),
         torch.optim.Adam(network.parameters(), lr=1e-2),
         seeded(),
         ema=0.9,
@@ -156,13 +243,14 @@ def test_a_generator_learns_a_shift():
 
 def test_several_temperatures_and_loss_options_reach_the_loss():
     drifts = [kd.OneSidedDrift(tau) for tau in (0.1, 1.0)]
-    run = trainer(drift=drifts, loss_options={"normalize": True})
+    run = trainer(objective=Objective(drifts, normalize=True, scale_features=True))
     history = run.run(1)
     batch_loss = history[0]["loss"]
-    batch = target_batches(run.network, "eight_gaussians", 32)(seeded(3))
+    batch = target_batches(run.state.network, get_target("eight_gaussians"), 32)(seeded(3))
     with torch.no_grad():
         x = MLP(width=16)(*batch.inputs)
-    assert batch_loss == pytest.approx(float(kd.drift_loss(x, batch.data, drifts, normalize=True)))
+        loss = kd.drift_loss(x, batch.data, drifts, normalize=True, scale_features=True)
+    assert batch_loss == pytest.approx(float(loss))
 
 
 def test_clip_bounds_the_gradient():
@@ -170,7 +258,7 @@ def test_clip_bounds_the_gradient():
     for run in (free, clipped):
         run.run(1)
     norms = [
-        torch.cat([w.grad.flatten() for w in run.network.parameters()]).norm()
+        torch.cat([w.grad.flatten() for w in run.state.network.parameters()]).norm()
         for run in (free, clipped)
     ]
     assert norms[0] > 1e-3
@@ -186,18 +274,18 @@ def test_bfloat16_is_for_the_products_of_the_network_alone():
             seen.append(out.dtype)
             return out
 
-    class Drift:
+    class Drift(kd.OneSidedDrift):
         def __call__(self, x, y):
             seen.append(x.dtype)
             return y - x
 
     full, mixed = (
-        trainer(precision=precision, drift=Drift()) for precision in ("full", "bfloat16")
+        trainer(precision=precision, drift=Drift(1.0)) for precision in ("full", "bfloat16")
     )
-    mixed.network.__class__ = Watching
+    mixed.state.network.__class__ = Watching
     first, second = full.run(5), mixed.run(5)
     assert seen[-2:] == [torch.bfloat16, torch.float32]
-    assert all(weight.dtype == torch.float32 for weight in mixed.network.parameters())
+    assert all(weight.dtype == torch.float32 for weight in mixed.state.network.parameters())
     assert not torch.is_autocast_enabled("cpu")
     losses = [[row["loss"] for row in rows] for rows in (first, second)]
     assert losses[0] != losses[1]
@@ -222,7 +310,7 @@ def test_latent_batches_are_one_problem_a_class():
     run = Trainer(
         network,
         latent_batches(network, latents, 4),
-        kd.SinkhornDrift(1.0),
+        Objective(kd.SinkhornDrift(1.0)),
         torch.optim.Adam(network.parameters()),
         seeded(),
     )
@@ -234,8 +322,8 @@ def test_a_diverging_loss_stops_the_run():
         def __call__(self, x, y, **options):
             return torch.full_like(x, float("inf"))
 
-    run = trainer(drift=Explosion(1.0), warm_start=False)
-    with pytest.raises(FloatingPointError, match="step 1"):
+    run = trainer(drift=Explosion(1.0))
+    with pytest.raises(DivergedError, match="step 1"):
         run.run(3)
 
 
@@ -247,14 +335,12 @@ def test_a_diverged_network_is_never_kept(tmp_path):
             type(self).calls += 1
             return torch.full_like(x, float("inf") if self.calls == 4 else 0.0)
 
-    run = trainer(
-        drift=LateExplosion(1.0), warm_start=False, folder=tmp_path, checkpoint_every=2, log_every=3
-    )
-    with pytest.raises(FloatingPointError, match="step 4"):
+    run = trainer(drift=LateExplosion(1.0), folder=tmp_path, checkpoint_every=2, log_every=3)
+    with pytest.raises(DivergedError, match="step 4"):
         run.run(9)
     kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert kept["step"] == 2
-    assert all(bool(torch.isfinite(weight).all()) for weight in kept["network"].values())
+    assert all(bool(torch.isfinite(weight).all()) for weight in kept["parts"]["network"].values())
 
 
 @pytest.mark.parametrize("looks", [True, False])
@@ -262,18 +348,20 @@ def test_samples_that_overflow_end_the_run(looks):
     """The weights of the first step are finite, the samples made from them are not."""
     real = torch.zeros(9, 2)
     run = trainer(
-        evaluate=lambda network: {"w2": wasserstein_squared(sample(network, 9, seeded()), real)},
+        evaluate=lambda network: {
+            "w2_squared": wasserstein_squared(sample(network, 9, seeded()), real)
+        },
         evaluate_every=1 if looks else 9,
         ema=0.0,
     )
-    run.optimizer.param_groups[0]["lr"] = 1e30
-    with pytest.raises(FloatingPointError, match="at step 1 samples hold .* infinite coordinates"):
+    run.state.optimizer.param_groups[0]["lr"] = 1e30
+    with pytest.raises(DivergedError, match="at step 1 samples hold .* infinite coordinates"):
         run.run(3)
 
 
 def test_data_that_are_not_finite_are_a_wrong_argument():
     run = trainer()
-    run.batches = lambda generator: Batch((torch.zeros(4, 2),), torch.full((4, 2), torch.nan))
+    run.state.batches = lambda generator: Batch((torch.zeros(4, 2),), torch.full((4, 2), torch.nan))
     with pytest.raises(NonFiniteError, match="^y: got"):
         run.run(1)
 
@@ -283,6 +371,8 @@ def test_data_that_are_not_finite_are_a_wrong_argument():
     [
         ("ema", 1.0),
         ("clip", 0.0),
+        ("clip", -1.0),
+        ("log_every", 1.5),
         ("precision", "half"),
         ("log_every", 0),
         ("evaluate_every", 0),
@@ -330,7 +420,7 @@ def test_tensorboard_gets_the_numbers_where_it_is_installed(tmp_path):
     def evaluate(model: object) -> dict[str, float]:
         if cut_off.step == 5:
             raise KeyboardInterrupt
-        return {"w2": 7.0}
+        return {"w2_squared": 7.0}
 
     cut_off = trainer(tmp_path, evaluate=evaluate, evaluate_every=1)
     cut_off.run(3)
@@ -341,6 +431,6 @@ def test_tensorboard_gets_the_numbers_where_it_is_installed(tmp_path):
     seen = events.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     losses = [(row["step"], pytest.approx(row["loss"])) for row in resumed.history]
     assert [(event.step, event.value) for event in seen.Scalars("loss")] == losses
-    assert [(event.step, event.value) for event in seen.Scalars("w2")] == [
+    assert [(event.step, event.value) for event in seen.Scalars("w2_squared")] == [
         (step, 7.0) for step in (1, 2, 3)
     ]

@@ -6,17 +6,17 @@ from keodrift.data.digits import Latents, load_digits_latents
 from keodrift.data.targets import (
     TARGETS,
     Target,
+    get_target,
     register_target,
     sample_target,
-    target_modes,
 )
 
 __all__ = [
     "TARGETS",
     "Latents",
     "Target",
+    "get_target",
     "load_digits_latents",
     "register_target",
     "sample_target",
-    "target_modes",
 ]

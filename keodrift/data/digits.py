@@ -74,7 +74,7 @@ class Latents:
 
         Args:
             per_class: How many of each class.
-            generator: The only source of randomness.
+            generator: The only source of randomness; it may live on another device.
 
         Returns:
             Latents ``(classes·per_class, d)`` and their labels, class after class.
@@ -87,8 +87,10 @@ class Latents:
         picks = []
         for label in range(self.classes):
             members = torch.nonzero(self.train_labels == label).squeeze(-1)
-            index = torch.randint(len(members), (per_class,), generator=generator)
-            picks.append(members[index])
+            index = torch.randint(
+                len(members), (per_class,), generator=generator, device=generator.device
+            )
+            picks.append(members[index.to(members.device)])
         chosen = torch.cat(picks)
         return self.train[chosen], self.train_labels[chosen]
 

@@ -29,7 +29,7 @@ class Target:
         mode_radius: A sample this close to a centre belongs to that mode.
 
     Example:
-        >>> TARGETS["eight_gaussians"].modes.shape
+        >>> get_target("eight_gaussians").modes.shape
         torch.Size([8, 2])
     """
 
@@ -37,6 +37,22 @@ class Target:
     sampler: Sampler
     modes: Tensor | None = None
     mode_radius: float = 0.0
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draws fresh points ``(n, 2)``, as `sample_target` does by name."""
+        if n < 1:
+            raise ArgumentError("n", n, "at least one point")
+        return self.sampler(n, generator).to(torch.float32)
+
+    def nearest_mode(self, points: Tensor) -> Tensor:
+        """The mode ``(n,)`` whose centre is nearest to each point ``(n, 2)``.
+
+        Raises:
+            OptionError: The target has no separate modes.
+        """
+        if self.modes is None:
+            raise OptionError("target", repr(self.name), "a target with separate modes")
+        return torch.cdist(points, self.modes.to(points)).argmin(1)
 
 
 TARGETS: dict[str, Target] = {}
@@ -73,7 +89,16 @@ def register_target(
     return add
 
 
-def _target(name: str) -> Target:
+def get_target(name: str) -> Target:
+    """A target by its name.
+
+    Raises:
+        OptionError: The target is unknown.
+
+    Example:
+        >>> get_target("spiral").modes is None
+        True
+    """
     if name not in TARGETS:
         raise OptionError("target", repr(name), f"one of {sorted(TARGETS)}")
     return TARGETS[name]
@@ -99,23 +124,7 @@ def sample_target(name: str, n: int, generator: torch.Generator) -> Tensor:
         >>> points.shape
         torch.Size([500, 2])
     """
-    target = _target(name)
-    if n < 1:
-        raise ArgumentError("n", n, "at least one point")
-    return target.sampler(n, generator).to(torch.float32)
-
-
-def target_modes(name: str) -> Tensor | None:
-    """Centres ``(K, 2)`` of a target's modes, or None where it has no separate ones.
-
-    Raises:
-        OptionError: The target is unknown.
-
-    Example:
-        >>> target_modes("spiral") is None
-        True
-    """
-    return _target(name).modes
+    return get_target(name).sample(n, generator)
 
 
 def _uniform(n: int, generator: torch.Generator) -> Tensor:

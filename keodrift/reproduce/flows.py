@@ -134,7 +134,7 @@ def run(cell: FlowCell, path: Path) -> None:
     flow = simulate(cell.drift, start, data, grid.step, grid.steps, keep=grid.keep)
     neighbours = float(effective_neighbours(cell.drift.fit(flow.final, data)))
     numbers = {
-        "w2": wasserstein_squared(flow.final, data),
+        "w2_squared": wasserstein_squared(flow.final, data),
         "neighbours": neighbours,
         "half_steps": sum(flow.iterations) / max(1, len(flow.iterations)),
     }
@@ -165,7 +165,7 @@ def summarise(grid: FlowGrid, cells: Path) -> dict[str, Any]:
         "step": grid.step,
         "steps": grid.steps,
         "floor": wasserstein_squared(other, data),
-        "missing": sum("w2" not in row for row in rows),
+        "missing": sum("w2_squared" not in row for row in rows),
         "rows": rows,
         "claims": claims(rows),
     }
@@ -175,7 +175,7 @@ def claims(rows: list[dict[str, Any]]) -> dict[str, bool | None]:
     """The paper's claim about its flows at each temperature; None where a flow is missing."""
     seen: dict[str, bool | None] = {}
     for tau in dict.fromkeys(row["tau"] for row in rows):
-        final = {row["field"]: row.get("w2") for row in rows if row["tau"] == tau}
+        final = {row["field"]: row.get("w2_squared") for row in rows if row["tau"] == tau}
         others = [w2 for label, w2 in final.items() if "Sinkhorn" not in label]
         known = [w2 for w2 in (*others, final.get("Sinkhorn 100")) if w2 is not None]
         claim = f"τ = {tau:g}: Sinkhorn (100 sweeps) ends as close as any other, to {CLOSE:g}"
@@ -196,11 +196,11 @@ def markdown(report: dict[str, Any]) -> str:
     ]
     for row in report["rows"]:
         begin = f"| {row['tau']:g} | {row['field']} |"
-        if "w2" not in row:
+        if "w2_squared" not in row:
             lines.append(f"{begin} | | |")
             continue
         half_steps = f"{row['half_steps']:.1f}" if row["half_steps"] > 1 else ""
-        lines.append(f"{begin} {row['w2']:.4f} | {row['neighbours']:.1f} | {half_steps} |")
+        lines.append(f"{begin} {row['w2_squared']:.4f} | {row['neighbours']:.1f} | {half_steps} |")
     return "\n".join(lines)
 
 
@@ -217,7 +217,9 @@ def draw(grid: FlowGrid, cells: Path, report: dict[str, Any], path: Path) -> Non
             times = stored["times"]
         row = rows[cell.tau, cell.label]
         name = f"{cell.label}, τ = {cell.tau:g}"
-        still[f"{name}\n$W_2^2$ = {row['w2']:.3f}, {row['neighbours']:.1f} neighbours"] = trajectory
+        still[f"{name}\n$W_2^2$ = {row['w2_squared']:.3f}, {row['neighbours']:.1f} neighbours"] = (
+            trajectory
+        )
         moving[name] = trajectory
     if times is None:
         return

@@ -99,7 +99,7 @@ class Grid:
 
     def quick(self) -> Grid:
         """The same figure in minutes: one temperature, one seed, few and small steps."""
-        short = ("steps=60", "data.batch=256", "evaluate_every=20", "evaluate_samples=500")
+        short = ("steps=60", "batch=256", "evaluate_every=20", "evaluate_samples=500")
         return replace(self, taus=self.taus[-1:], seeds=(0,), overrides=(*self.overrides, *short))
 
 
@@ -151,11 +151,11 @@ def summarise(grid: Grid, runs: Path) -> dict[str, Any]:
     for (target, tau, label), results in found.items():
         row: dict[str, Any] = {"target": target, "tau": tau, "field": label, "runs": len(results)}
         if results:
-            values = [r["w2"] for r in results]
+            values = [r["w2_squared"] for r in results]
             row |= {
                 "w2_mean": statistics.fmean(values),
                 "w2_std": statistics.stdev(values) if len(values) > 1 else 0.0,
-                "w2_floor": statistics.fmean(r["w2_floor"] for r in results),
+                "w2_squared_floor": statistics.fmean(r["w2_squared_floor"] for r in results),
                 "seconds": statistics.fmean(r["seconds"] for r in results),
             }
             if "covered" in results[0]:
@@ -237,7 +237,7 @@ def markdown(report: dict[str, Any]) -> str:
         if "covered" in row:
             modes = f"{row['covered']:.1f} of {row['modes']} | {row['stray']:.0%}"
         lines.append(
-            f"{begin} {row['w2_mean']:.3f}{spread} | {row['w2_floor']:.3f} | "
+            f"{begin} {row['w2_mean']:.3f}{spread} | {row['w2_squared_floor']:.3f} | "
             f"{modes} | {row['runs']} | {row['seconds'] / 60:.1f} |"
         )
     return "\n".join(lines)
@@ -261,7 +261,9 @@ def draw(grid: Grid, runs: Path, report: dict[str, Any], path: Path) -> None:
                     mine = (cell.target, cell.tau, cell.label) == (target, tau, label)
                     if mine and (runs / cell.name / "result.json").exists():
                         rows = [json.loads(line) for line in log.read_text().splitlines()]
-                        curves.append([(r["step"], r["w2"]) for r in rows if "w2" in r])
+                        curves.append(
+                            [(r["step"], r["w2_squared"]) for r in rows if "w2_squared" in r]
+                        )
                 if not curves:
                     continue
                 values = np.array(curves)
@@ -272,9 +274,9 @@ def draw(grid: Grid, runs: Path, report: dict[str, Any], path: Path) -> None:
                 low = np.maximum(mean - std, values[..., 1].min(0))
                 panel.fill_between(steps, low, mean + std, color=f"C{k}", alpha=0.2, lw=0)
             floors = [
-                r["w2_floor"]
+                r["w2_squared_floor"]
                 for r in report["rows"]
-                if (r["target"], r["tau"]) == (target, tau) and "w2_floor" in r
+                if (r["target"], r["tau"]) == (target, tau) and "w2_squared_floor" in r
             ]
             if floors:
                 panel.axhline(floors[0], color="0.5", ls=":", label="real against real")

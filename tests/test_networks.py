@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from keodrift.errors import ArgumentError
-from keodrift.generators import MLP, ConditionalMLP, ResidualMLP, draw_noise, sample
+from keodrift.errors import ArgumentError, DtypeError, OptionError, ShapeError
+from keodrift.networks import MLP, ConditionalMLP, ResidualMLP, draw_noise, sample
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -38,7 +38,7 @@ def test_residual_mlp_starts_from_a_tight_cloud_and_every_weight_learns():
 
 
 def test_residual_block_is_the_identity_plus_a_scaled_part():
-    from keodrift.generators import _Block
+    from keodrift.networks import _Block
 
     block = _Block(8, 0.9)
     x = torch.randn(3, 8, generator=seeded())
@@ -78,8 +78,33 @@ def test_sample_in_parts_equals_sample_at_once():
     assert torch.allclose(whole, parts, atol=1e-6)
 
 
+@pytest.mark.parametrize("make", [MLP, ResidualMLP, ConditionalMLP])
+@pytest.mark.parametrize("argument", ["noise_dim", "dim", "width"])
+@pytest.mark.parametrize("size", [0, -1, 1.5])
+def test_sizes_are_positive_integers(make, argument, size):
+    with pytest.raises(OptionError, match=f"^{argument}: got {size}"):
+        make(**{argument: size})
+
+
+@pytest.mark.parametrize(
+    ("error", "labels"),
+    [
+        (DtypeError, [0, 1, 2]),
+        (DtypeError, torch.zeros(3)),
+        (ShapeError, torch.zeros(2, dtype=torch.long)),
+        (ShapeError, torch.zeros(3, 1, dtype=torch.long)),
+        (OptionError, torch.tensor([0, 1, 10])),
+        (OptionError, torch.tensor([-1, 0, 1])),
+        (OptionError, None),
+    ],
+)
+def test_labels_are_one_known_class_a_sample(error, labels):
+    with pytest.raises(error, match="^labels: got"):
+        sample(ConditionalMLP(), 3, seeded(), labels=labels)
+
+
 def test_refusals_name_the_argument():
     with pytest.raises(ArgumentError, match="noise_dim"):
         draw_noise(nn.Linear(2, 2), 3, seeded())
-    with pytest.raises(ArgumentError, match="labels"):
-        sample(ConditionalMLP(), 3, seeded(), labels=torch.zeros(2, dtype=torch.long))
+    with pytest.raises(ArgumentError, match="^n: got 0"):
+        sample(MLP(), 0, seeded())

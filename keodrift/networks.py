@@ -1,4 +1,4 @@
-"""One-step generators: small networks from noise to samples.
+"""Small networks from noise to samples.
 
 Their weights are decided by ``seed`` and leave torch's global random state as it was.
 """
@@ -12,7 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from keodrift.errors import ArgumentError
+from keodrift.checks import check_labels, check_positive
+from keodrift.errors import ArgumentError, OptionError
 
 
 @contextmanager
@@ -21,6 +22,11 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        check_positive(name, size, integer=True)
 
 
 class MLP(nn.Module):
@@ -32,6 +38,9 @@ class MLP(nn.Module):
         width: Width of the hidden layers.
         hidden: Number of hidden layers.
         seed: Decides the initial weights.
+
+    Raises:
+        OptionError: A size is not a positive integer.
 
     Reference:
         Sinkhorn drifting, §5.2: a two-layer MLP R² → R².
@@ -45,6 +54,7 @@ class MLP(nn.Module):
     def __init__(
         self, noise_dim: int = 2, dim: int = 2, width: int = 256, hidden: int = 2, seed: int = 0
     ) -> None:
+        _check_sizes(noise_dim=noise_dim, dim=dim, width=width, hidden=hidden)
         super().__init__()
         self.noise_dim, self.dim = noise_dim, dim
         with _seeded(seed):
@@ -83,6 +93,9 @@ class ResidualMLP(nn.Module):
             training starts from a tight cloud around the origin.
         seed: Decides the initial weights.
 
+    Raises:
+        OptionError: A size is not a positive integer.
+
     Example:
         >>> network = ResidualMLP(width=32, blocks=2)
         >>> float(network(torch.zeros(5, 16)).detach().abs().max()) < 0.1
@@ -99,6 +112,7 @@ class ResidualMLP(nn.Module):
         output_std: float = 1e-3,
         seed: int = 0,
     ) -> None:
+        _check_sizes(noise_dim=noise_dim, dim=dim, width=width, blocks=blocks)
         super().__init__()
         self.noise_dim, self.dim = noise_dim, dim
         with _seeded(seed):
@@ -127,8 +141,11 @@ class ConditionalMLP(nn.Module):
         hidden: Number of hidden layers.
         seed: Decides the initial weights.
 
+    Raises:
+        OptionError: A size is not a positive integer.
+
     Reference:
-        Sinkhorn drifting, the MNIST generator: noise 6, embeddings 32, 3 layers of 256, ReLU.
+        Sinkhorn drifting, the MNIST network: noise 6, embeddings 32, 3 layers of 256, ReLU.
 
     Example:
         >>> network = ConditionalMLP(noise_dim=6, dim=6, classes=10)
@@ -147,6 +164,7 @@ class ConditionalMLP(nn.Module):
         hidden: int = 3,
         seed: int = 0,
     ) -> None:
+        _check_sizes(noise_dim=noise_dim, dim=dim, classes=classes, class_dim=class_dim)
         super().__init__()
         self.noise_dim, self.dim, self.classes = noise_dim, dim, classes
         self.guidance_dim = guidance_dim
@@ -178,12 +196,13 @@ def draw_noise(network: nn.Module, n: int, generator: torch.Generator) -> Tensor
         ``(n, noise_dim)``, float32.
 
     Raises:
-        ArgumentError: The network does not state its ``noise_dim``.
+        ArgumentError: The network does not state its ``noise_dim``, or ``n`` is not positive.
 
     Example:
         >>> draw_noise(MLP(), 3, torch.Generator().manual_seed(0)).shape
         torch.Size([3, 2])
     """
+    check_positive("n", n, integer=True)
     width = getattr(network, "noise_dim", None)
     if not isinstance(width, int):
         raise ArgumentError("network", type(network).__name__, "an attribute noise_dim")
@@ -199,28 +218,33 @@ def sample(
     labels: Tensor | None = None,
     batch_size: int = 65536,
 ) -> Tensor:
-    """Samples of a generator, without a graph and in evaluation mode.
+    """Samples of a network, without a graph and in evaluation mode.
 
     Args:
-        network: A generator of this module, or one alike.
+        network: A network of this module, or one alike.
         n: How many samples.
         generator: The only source of randomness; decides the device too.
-        labels: Classes ``(n,)`` for a conditional generator.
+        labels: Classes ``(n,)`` for a conditional network, on the generator's device.
         batch_size: Samples made at once; bounds memory, not the result.
 
     Returns:
         ``(n, dim)``.
 
     Raises:
-        ArgumentError: ``labels`` does not hold one class a sample.
+        ArgumentError: ``labels`` does not hold one class that the network knows a sample.
 
     Example:
         >>> sample(MLP(), 1000, torch.Generator().manual_seed(0)).shape
         torch.Size([1000, 2])
     """
-    if labels is not None and labels.shape != (n,):
-        raise ArgumentError("labels", tuple(labels.shape), f"a shape ({n},)")
     noise = draw_noise(network, n, generator)
+    if labels is not None:
+        check_labels("labels", labels, noise)
+    if isinstance(network, ConditionalMLP):
+        known = range(network.classes)
+        if labels is None or not (int(labels.min()) in known and int(labels.max()) in known):
+            got = None if labels is None else f"classes {int(labels.min())}…{int(labels.max())}"
+            raise OptionError("labels", got, f"classes in 0…{network.classes - 1}")
     training = network.training
     network.eval()
     try:

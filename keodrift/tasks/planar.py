@@ -1,0 +1,161 @@
+"""A network of a 2D target: its batches, and how close its samples come to the target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from keodrift import plots
+from keodrift.checks import check_positive
+from keodrift.data import Target
+from keodrift.errors import OptionError
+from keodrift.files import atomic_path
+from keodrift.metrics import mode_coverage, wasserstein_squared
+from keodrift.networks import ConditionalMLP, draw_noise, sample
+from keodrift.training import Batch, BatchSource
+
+
+def target_batches(network: nn.Module, target: Target, size: int) -> BatchSource:
+    """Fresh points of a 2D target and as many fresh noise vectors, every step.
+
+    Args:
+        network: Its ``noise_dim`` is read. A `ConditionalMLP` gets the nearest mode of each point
+            as its class, and every class is a problem of its own.
+        target: What it should learn.
+        size: Points a step.
+
+    Raises:
+        OptionError: ``size`` is not a positive integer, or a conditional network has not one
+            class a mode.
+
+    Example:
+        >>> from keodrift.data import get_target
+        >>> from keodrift.networks import MLP
+        >>> draw = target_batches(MLP(), get_target("spiral"), 32)
+        >>> draw(torch.Generator().manual_seed(0)).data.shape
+        torch.Size([32, 2])
+    """
+    check_positive("size", size, integer=True)
+    classes = network.classes if isinstance(network, ConditionalMLP) else None
+    modes = 0 if target.modes is None else len(target.modes)
+    if classes not in (None, modes):
+        needs = f"one class a mode; {target.name} has {modes} modes"
+        raise OptionError("network", f"{classes} classes", needs)
+
+    def draw(generator: torch.Generator) -> Batch:
+        noise = draw_noise(network, size, generator)
+        data = target.sample(size, generator)
+        if classes is None:
+            return Batch((noise,), data)
+        labels = target.nearest_mode(data)
+        return Batch((noise, labels), data, {"x_labels": labels, "y_labels": labels})
+
+    return draw
+
+
+@dataclass(frozen=True)
+class PlanarTask:
+    """A 2D target to learn, and the judge of what was learned.
+
+    Attributes:
+        target: The target.
+        batch: Points a training step.
+        evaluate_samples: Points whose exact W₂² judges a network; its cost grows like their cube.
+        seed: Of the judge: its real points and its noise are the same at every look.
+        device: Where the points live.
+
+    Raises:
+        OptionError: A number of points is not a positive integer.
+
+    Example:
+        >>> from keodrift.data import get_target
+        >>> from keodrift.networks import MLP
+        >>> task = PlanarTask(get_target("two_moons"), evaluate_samples=100)
+        >>> sorted(task.evaluate(MLP()))
+        ['w2_squared']
+    """
+
+    target: Target
+    _: KW_ONLY
+    batch: int = 1024
+    evaluate_samples: int = 1000
+    seed: int = 0
+    device: torch.device | str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Refuses nonsense when built."""
+        check_positive("batch", self.batch, integer=True)
+        check_positive("evaluate_samples", self.evaluate_samples, integer=True)
+
+    def batches(self, network: nn.Module) -> BatchSource:
+        """What trains a network; see `target_batches`."""
+        return target_batches(network, self.target, self.batch)
+
+    def sample(self, network: nn.Module) -> Tensor:
+        """Samples of a network, ``(evaluate_samples, 2)``, from the same noise at every call."""
+        count, labels = self.evaluate_samples, None
+        if isinstance(network, ConditionalMLP):
+            labels = self.target.nearest_mode(self.target.sample(count, self._generator(3)))
+        return sample(network, count, self._generator(2), labels=labels)
+
+    def evaluate(self, network: nn.Module) -> dict[str, float]:
+        """Numbers for the log: W₂² between samples and real points, in squared length."""
+        return {"w2_squared": self._distance(self.sample(network), self._real[0])}
+
+    def judge(
+        self, network: nn.Module, history: Sequence[dict[str, float]], folder: Path
+    ) -> dict[str, Any]:
+        """Judges a trained network, and draws and keeps its samples.
+
+        Args:
+            network: The network.
+            history: The log of its training.
+            folder: Where ``curves.png``, ``samples.png`` and ``samples.npz`` go.
+
+        Returns:
+            ``w2_squared``, ``w2_squared_floor`` (what real points score against others) and, for
+            a target with modes, ``modes``, ``covered`` and ``stray``.
+        """
+        samples, (real, other) = self.sample(network), self._real
+        result: dict[str, Any] = {
+            "w2_squared": self._distance(samples, real),
+            "w2_squared_floor": self._distance(real, other),
+        }
+        modes = self.target.modes
+        if modes is not None:
+            coverage = mode_coverage(samples, modes, self.target.mode_radius)
+            result |= {"modes": len(modes), "covered": coverage.covered, "stray": coverage.stray}
+        looks = [(row["step"], row["w2_squared"]) for row in history if "w2_squared" in row]
+        figure = plots.plot_curves(
+            {"generated": ([step for step, _ in looks], [value for _, value in looks])},
+            title="$W_2^2$ to the target falls towards what real samples score",
+            ylabel="$W_2^2$ [length$^2$]",
+            floor=result["w2_squared_floor"],
+        )
+        plots.save_figure(figure, folder / "curves.png")
+        title = "Generated points should cover the data"
+        figure = plots.plot_samples({"generated": samples}, real, title=title)
+        plots.save_figure(figure, folder / "samples.png")
+        with atomic_path(folder / "samples.npz") as draft:
+            np.savez(draft, generated=samples.cpu().numpy(), real=real.cpu().numpy())
+        return result
+
+    @cached_property
+    def _real(self) -> tuple[Tensor, Tensor]:
+        generator = self._generator(1)
+        first, second = (self.target.sample(self.evaluate_samples, generator) for _ in range(2))
+        return first, second
+
+    def _generator(self, stream: int) -> torch.Generator:
+        # Of its own, so that how often one looks changes nothing in the training.
+        return torch.Generator(self.device).manual_seed(self.seed + stream)
+
+    def _distance(self, x: Tensor, y: Tensor) -> float:
+        return wasserstein_squared(x, y, cap=self.evaluate_samples)

@@ -1,0 +1,9 @@
+"""Training a one-step network: batches, the loss, the loop, its log and its exact resume."""
+
+from __future__ import annotations
+
+from keodrift.training.batches import Batch, BatchSource
+from keodrift.training.loop import Trainer
+from keodrift.training.objective import Objective
+
+__all__ = ["Batch", "BatchSource", "Objective", "Trainer"]

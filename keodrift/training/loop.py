@@ -1,0 +1,222 @@
+"""Training a one-step network: one loop, exact resume, everything explicit.
+
+At each step the network makes a batch x, the objective says what its points should be, and the
+optimiser moves the weights. Randomness comes from one `torch.Generator` only, so that a run that
+was cut off and resumed ends with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from keodrift.checks import check_choice, check_positive
+from keodrift.drifts import Drift
+from keodrift.errors import ArgumentError, DivergedError, OptionError
+from keodrift.training.batches import Batch, BatchSource
+from keodrift.training.log import Log
+from keodrift.training.objective import check_samples
+from keodrift.training.state import TrainingState
+
+# A hundred steps of memory: longer, the average blurs modes that trade mass.
+EMA_DECAY = 0.99
+
+
+class Trainer:
+    """The training loop with its state.
+
+    Args:
+        network: What is trained, ``network(*batch.inputs) -> (N, d)``.
+        batches: Makes one `Batch` from the random generator.
+        objective: The loss of samples and a batch, such as ``Objective(drift)``.
+        optimizer: Any torch optimiser over the network's parameters.
+        generator: The run's only source of randomness.
+        scheduler: A learning-rate scheduler, stepped once a step.
+        ema: Decay of the averaged weights in `average`; 0 makes them follow the network.
+        clip: Largest gradient norm, or None.
+        precision: ``"full"``, or ``"bfloat16"``: the network's products in bfloat16 (autocast),
+            faster where the processor has them. Weights, samples, drift and loss stay as they are.
+        evaluate: Called with the averaged network every ``evaluate_every`` steps; returns
+            numbers for the log. It must bring its own random generator.
+        evaluate_every: Steps between evaluations.
+        log_every: Steps between lines of the log.
+        folder: Where ``metrics.jsonl`` and ``checkpoint.pt`` go; None writes nothing.
+        checkpoint_every: Steps between checkpoints; one is written at the end in any case.
+        progress: Show a progress bar on standard error.
+
+    Attributes:
+        state: All that the run has become: network, optimiser, step; see `TrainingState`.
+
+    Raises:
+        ArgumentError: A number is out of range, the precision unknown, or the objective a drift.
+
+    Reference:
+        Deng et al., the drifting loss; EMA weights as in the MNIST protocol of Sinkhorn drifting.
+
+    Example:
+        >>> import keodrift as kd
+        >>> from keodrift.networks import MLP, draw_noise
+        >>> from keodrift.training import Objective
+        >>> network = MLP()
+        >>> def batches(generator):
+        ...     return Batch((draw_noise(network, 64, generator),), torch.ones(64, 2))
+        >>> trainer = Trainer(network, batches, Objective(kd.OneSidedDrift(0.1)),
+        ...     torch.optim.Adam(network.parameters()), torch.Generator().manual_seed(0))
+        >>> trainer.run(2)[-1]["step"]
+        2
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        batches: BatchSource,
+        objective: Callable[[Tensor, Batch], Tensor],
+        optimizer: torch.optim.Optimizer,
+        generator: torch.Generator,
+        *,
+        scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+        ema: float = EMA_DECAY,
+        clip: float | None = None,
+        precision: str = "full",
+        evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
+        evaluate_every: int = 100,
+        log_every: int = 10,
+        folder: str | Path | None = None,
+        checkpoint_every: int = 1000,
+        progress: bool = False,
+    ) -> None:
+        if isinstance(objective, Drift) or not callable(objective):
+            raise OptionError("objective", repr(objective), "a loss, such as Objective(drift)")
+        if not 0 <= ema < 1:
+            raise ArgumentError("ema", ema, "a decay in [0, 1)")
+        if clip is not None:
+            check_positive("clip", clip)
+        check_choice("precision", precision, ("full", "bfloat16"))
+        check_positive("evaluate_every", evaluate_every, integer=True)
+        check_positive("log_every", log_every, integer=True)
+        check_positive("checkpoint_every", checkpoint_every, integer=True)
+        self.objective, self.clip, self.precision = objective, clip, precision
+        self.evaluate, self.evaluate_every = evaluate, evaluate_every
+        self.log_every, self.checkpoint_every = log_every, checkpoint_every
+        self.progress = progress
+        self.folder = None if folder is None else Path(folder)
+        average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema))
+        self.state = TrainingState(network, average, optimizer, scheduler, batches, generator)
+
+    @property
+    def average(self) -> nn.Module:
+        """The network with averaged weights; use it to sample."""
+        return self.state.ema.module
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.state.step
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The rows of the log: ``step``, ``loss``, ``seconds`` and what ``evaluate`` gave."""
+        return self.state.history
+
+    def check(self, steps: int, *, resume: bool = False) -> None:
+        """Refuses what `run` cannot do, before anything is written.
+
+        Raises:
+            ArgumentError: ``steps`` is not a positive integer, ``resume`` has no folder, or the
+                folder holds the checkpoint of another run.
+        """
+        check_positive("steps", steps, integer=True)
+        if self.folder is None:
+            if resume:
+                raise ArgumentError("resume", True, "a folder that holds the checkpoint")
+        elif not resume and self.step == 0 and (self.folder / "checkpoint.pt").exists():
+            got = f"{self.folder}, which holds a checkpoint"
+            raise OptionError("folder", got, "resume=True, or another folder")
+
+    def run(self, steps: int, *, resume: bool = False) -> list[dict[str, float]]:
+        """Trains until ``steps`` steps are done in all.
+
+        Args:
+            steps: Total number of steps, those before a resume included.
+            resume: Continue from the folder's checkpoint if there is one.
+
+        Returns:
+            The history.
+
+        Raises:
+            ArgumentError: As `check`, or the checkpoint is of another network.
+            DivergedError: The training diverged; what was kept before stays.
+        """
+        self.check(steps, resume=resume)
+        state = self.state
+        checkpoint = None if self.folder is None else self.folder / "checkpoint.pt"
+        if resume and checkpoint is not None and checkpoint.exists():
+            state.load(checkpoint)
+        begun = time.perf_counter() - state.seconds
+        with Log(
+            state.history, self.folder, start=state.step, steps=steps, progress=self.progress
+        ) as log:
+            while state.step < steps:
+                batch = state.batches(state.generator)
+                try:
+                    loss = self._advance(batch)
+                    log.bar.update()
+                    state.seconds = time.perf_counter() - begun
+                    last = state.step == steps
+                    evaluates = state.step % self.evaluate_every == 0 and self.evaluate is not None
+                    if evaluates or last:
+                        self._check_average(batch)
+                    if evaluates or last or state.step % self.log_every == 0:
+                        log.write(self._row(loss, evaluates))
+                except DivergedError as error:
+                    raise DivergedError(error.sign, state.step) from error
+                if last or state.step % self.checkpoint_every == 0:
+                    if checkpoint is None:
+                        state.check_finite()
+                    else:
+                        state.save(checkpoint)
+        return state.history
+
+    def _advance(self, batch: Batch) -> Tensor:
+        state = self.state
+        state.network.train()
+        loss = self.objective(self._samples(state.network, batch), batch)
+        state.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(state.network.parameters(), self.clip)
+        state.optimizer.step()
+        if state.scheduler is not None:
+            state.scheduler.step()
+        state.ema.update_parameters(state.network)
+        state.step += 1
+        return loss.detach()
+
+    def _samples(self, network: nn.Module, batch: Batch) -> Tensor:
+        if self.precision == "full":
+            return network(*batch.inputs)
+        weights = next(network.parameters())
+        with torch.autocast(weights.device.type, torch.bfloat16):
+            return network(*batch.inputs).to(weights.dtype)
+
+    @torch.no_grad()
+    def _check_average(self, batch: Batch) -> None:
+        """Tells a divergence from a mistake of ``evaluate``, which sees such samples next."""
+        self.average.eval()
+        check_samples(self._samples(self.average, batch))
+
+    @torch.no_grad()
+    def _row(self, loss: Tensor, evaluates: bool) -> dict[str, float]:
+        row: dict[str, float] = {"step": self.step, "loss": float(loss)}
+        if not math.isfinite(row["loss"]):
+            raise DivergedError(f"the loss is {row['loss']}")
+        if evaluates and self.evaluate is not None:
+            row |= {name: float(value) for name, value in self.evaluate(self.average).items()}
+        row["seconds"] = round(self.state.seconds, 3)
+        return row

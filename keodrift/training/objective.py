@@ -1,0 +1,82 @@
+"""What a training step lowers: the drift regression of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+
+from torch import Tensor
+
+from keodrift.checks import check_cloud
+from keodrift.drifts import Drift
+from keodrift.errors import DivergedError, NonFiniteError, OptionError
+from keodrift.loss import drift_loss
+from keodrift.training.batches import Batch
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of samples and a batch: ½·mean ‖x − sg(x + V)‖².
+
+    Attributes:
+        drifts: A drift, or several (temperatures), whose fields are added.
+        normalize: Divides each field by its root mean square; see `keodrift.drift_loss`.
+        scale_features: Gives τ relative to the mean distance between samples and data.
+
+    Raises:
+        OptionError: No drift was given, or an option is not True or False.
+
+    Source: Deng et al., "Generative Modeling via Drifting", arXiv 2602.04770, the drifting loss.
+
+    Example:
+        >>> import torch, keodrift as kd
+        >>> objective = Objective([kd.OneSidedDrift(tau) for tau in (0.5, 1.0)])
+        >>> batch = Batch((), torch.ones(4, 2))
+        >>> objective(torch.zeros(4, 2, requires_grad=True), batch).item()
+        4.0
+    """
+
+    drifts: Drift | Sequence[Drift]
+    _: KW_ONLY
+    normalize: bool = False
+    scale_features: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses nonsense when built."""
+        drifts = tuple(self.drifts) if isinstance(self.drifts, Sequence) else (self.drifts,)
+        if not drifts or not all(isinstance(drift, Drift) for drift in drifts):
+            raise OptionError(
+                "drifts", repr(self.drifts), "a Drift or a non-empty sequence of them"
+            )
+        object.__setattr__(self, "drifts", drifts)
+        for name, value in (
+            ("normalize", self.normalize),
+            ("scale_features", self.scale_features),
+        ):
+            if not isinstance(value, bool):
+                raise OptionError(name, repr(value), "True or False")
+
+    def __call__(self, x: Tensor, batch: Batch) -> Tensor:
+        """The loss of samples ``(N, d)`` with their graph, a scalar.
+
+        Raises:
+            DivergedError: The samples are not finite.
+            ArgumentError: The batch is not what the drift needs.
+        """
+        check_samples(x)
+        return drift_loss(
+            x,
+            batch.data,
+            self.drifts,
+            normalize=self.normalize,
+            scale_features=self.scale_features,
+            **batch.options,
+        )
+
+
+def check_samples(x: Tensor) -> None:
+    """Samples of a network that no drift could move are the end of its training."""
+    try:
+        check_cloud("x", x)
+    except NonFiniteError as error:
+        raise DivergedError(f"samples hold {error.got}") from error

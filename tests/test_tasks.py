@@ -1,0 +1,93 @@
+"""Planar tasks: what a network is fed, and how it is judged."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import keodrift as kd
+from keodrift.data import get_target, sample_target
+from keodrift.errors import ArgumentError, OptionError
+from keodrift.metrics import wasserstein_squared
+from keodrift.networks import MLP, ConditionalMLP, sample
+from keodrift.tasks import PlanarTask, target_batches
+from keodrift.training import Objective, Trainer
+
+EIGHT = get_target("eight_gaussians")
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def conditional(**options) -> ConditionalMLP:
+    return ConditionalMLP(**{"noise_dim": 2, "dim": 2, "classes": 8, "width": 32} | options)
+
+
+def test_a_plain_network_gets_noise_and_data_alone():
+    batch = PlanarTask(EIGHT, batch=16).batches(MLP())(seeded())
+    assert [part.shape for part in (*batch.inputs, batch.data)] == [(16, 2), (16, 2)]
+    assert not batch.options
+
+
+def test_a_conditional_network_gets_the_nearest_mode_as_class():
+    batch = target_batches(conditional(), EIGHT, 64)(seeded())
+    noise, labels = batch.inputs
+    assert noise.shape == (64, 2)
+    assert (batch.data - EIGHT.modes[labels]).norm(dim=1).max() < EIGHT.mode_radius
+    assert batch.options["x_labels"] is labels and batch.options["y_labels"] is labels
+
+
+def test_a_conditional_network_needs_one_class_a_mode():
+    for target, network in ((get_target("spiral"), conditional()), (EIGHT, conditional(classes=3))):
+        with pytest.raises(OptionError, match=f"^network: got .*one class a mode; {target.name}"):
+            PlanarTask(target).batches(network)
+    with pytest.raises(OptionError, match="spiral"):
+        get_target("spiral").nearest_mode(torch.zeros(1, 2))
+
+
+def test_a_conditional_network_learns_where_each_class_lies():
+    task, network = PlanarTask(EIGHT, batch=128, evaluate_samples=400), conditional(hidden=2)
+    optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
+    objective = Objective(kd.OneSidedDrift(1.0))
+    run = Trainer(network, task.batches(network), objective, optimizer, seeded(), ema=0.9)
+    before = task.evaluate(network)["w2_squared"]
+    run.run(120)
+    assert task.evaluate(run.average)["w2_squared"] < 0.1 * before
+    labels = torch.arange(8).repeat_interleave(20)
+    points = sample(run.average, 160, seeded(1), labels=labels)
+    assert (EIGHT.nearest_mode(points) == labels).float().mean() > 0.95
+
+
+def test_more_samples_than_the_metrics_cap_are_all_compared():
+    task = PlanarTask(EIGHT, evaluate_samples=2100)
+    samples = task.sample(MLP())
+    real = sample_target("eight_gaussians", 2100, seeded(1))
+    assert samples.shape == (2100, 2)
+    found = task.evaluate(MLP())["w2_squared"]
+    assert found == wasserstein_squared(samples, real, cap=2100)
+    assert found != wasserstein_squared(samples, real)
+
+
+def test_the_judge_says_what_it_draws(tmp_path):
+    task, network = PlanarTask(EIGHT, evaluate_samples=50), MLP()
+    history = [{"step": 1, "loss": 1.0}, {"step": 2, "w2_squared": 3.0}]
+    result = task.judge(network, history, tmp_path)
+    assert result.keys() == {"w2_squared", "w2_squared_floor", "modes", "covered", "stray"}
+    assert result["w2_squared"] == task.evaluate(network)["w2_squared"]
+    with np.load(tmp_path / "samples.npz") as stored:
+        generated, real = (torch.from_numpy(stored[name]) for name in ("generated", "real"))
+    assert result["w2_squared"] == wasserstein_squared(generated, real)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "curves.png", "samples.png", "samples.npz",
+    }  # fmt: skip
+    plain = PlanarTask(get_target("spiral"), evaluate_samples=50)
+    assert plain.judge(network, history, tmp_path).keys() == {"w2_squared", "w2_squared_floor"}
+
+
+@pytest.mark.parametrize("argument", ["batch", "evaluate_samples"])
+@pytest.mark.parametrize("number", [0, -3, 1.5])
+def test_refusals_name_the_argument(argument, number):
+    with pytest.raises(ArgumentError, match=f"^{argument}: got {number}"):
+        PlanarTask(EIGHT, **{argument: number})
