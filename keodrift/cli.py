@@ -10,10 +10,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from keodrift.errors import ArgumentError, MissingDependencyError, OptionError, RunError
-from keodrift.reproduce import FIGURES, reproduce
-from keodrift.reproduce import markdown as reproduce_table
+from keodrift.errors import OptionError
+from keodrift.papers import FIGURES, reproduce
 from keodrift.runs import compose, config_dir, multirun, train
+from keodrift.settings import exit_status
 
 USAGE = """usage: keodrift train [-m] [group=choice …] [key=value …]
        keodrift reproduce FIGURE [--quick] [key=value …]
@@ -27,6 +27,9 @@ a figure of the papers and draws it. Groups and keys:
 
 def _reproduce(arguments: Sequence[str]) -> None:
     names = [word for word in arguments if "=" not in word and word != "--quick"]
+    for word in names:
+        if word.startswith("-"):
+            raise OptionError(word, "an unknown flag", "--quick or key=value")
     if len(names) != 1:
         raise OptionError("figure", repr(" ".join(names)), f"one of {', '.join(FIGURES)}")
     words = [f"figure={names[0]}", *(word for word in arguments if "=" in word)]
@@ -40,7 +43,7 @@ def _reproduce(arguments: Sequence[str]) -> None:
         limit=config.limit,
         progress=config.progress,
     )
-    print(reproduce_table(report))
+    print(report.page)
     print(f"The figure and the table are in {config.output}.")
 
 
@@ -71,17 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asked = [name for name in commands if name in arguments[:1]] or commands
         print(USAGE + "\n".join((config_dir() / f"{name}.yaml").read_text() for name in asked))
         return 0
-    try:
+
+    def run() -> None:
         if arguments[0] not in commands:
             raise OptionError("command", repr(arguments[0]), " or ".join(map(repr, commands)))
         commands[arguments[0]](arguments[1:])
-        return 0
-    except (ArgumentError, MissingDependencyError) as error:
-        print(f"keodrift: {error}", file=sys.stderr)
-        return 2
-    except (RunError, FloatingPointError) as error:
-        print(f"keodrift: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("keodrift: interrupted; what is finished is kept.", file=sys.stderr)
-        return 130
+
+    return exit_status("keodrift", run)

@@ -24,8 +24,9 @@ FLOORS = [
     {"distributed"},
     {"metrics", "plots", "temperature", "gaussians"},
     {"data", "generators", "training"},
-    {"runs"},
-    {"reproduce"},
+    {"runs", "settings"},
+    {"studies"},
+    {"papers"},
     {"cli"},
     {"__init__", "__main__"},
 ]
