@@ -206,8 +206,6 @@ def masses(spec: dict) -> Row:
 
 # Cells, tables, figures.
 
-WORK = {"truth": truth, "noise": noise, "quality": quality, "masses": masses}
-
 
 def cells_of(part: str, s, samples: int) -> list[dict]:
     """The specs of one part."""
@@ -272,8 +270,7 @@ def draw_truth(rows: list[Row], axes) -> None:
     ns = sorted({r["n"] for r in rows})
     rate = [math.log(n) / math.sqrt(n) for n in ns]
     axes.plot(ns, rate, "k:", label="log(n)/√n, the proposition's rate")
-    axes.set_xlabel("samples n a cloud")
-    axes.set_ylabel("mean squared error / mean ‖V‖²")
+    axes.set(xlabel="samples n a cloud", ylabel="mean squared error / mean ‖V‖²")
     axes.set_title("The field of n samples against the truth, τ = 1", fontsize="medium")
 
 
@@ -294,8 +291,7 @@ def draw_noise(rows: list[Row], axes) -> None:
     for (tau, field), mine in by(rows, "tau", "field").items():
         share = [r["variance"] / r["mean_square"] for r in mine]
         axes.plot([r["batch"] for r in mine], share, "o-", label=f"{field}, τ = {tau:g}")
-    axes.set_xlabel("batch")
-    axes.set_ylabel("variance over batches / mean ‖V‖²")
+    axes.set(xlabel="batch", ylabel="variance over batches / mean ‖V‖²")
     axes.set_title("Noise of the field at fixed points", fontsize="medium")
 
 
@@ -305,7 +301,7 @@ def budgets(rows: list[Row]) -> tuple[int, float]:
 
 
 def at(row: Row, key: str, budget: float) -> float:
-    """W₂² when a budget was used up; a tenth of a second's step may end after it."""
+    """W₂² when a budget was used up; the step that uses up the time may end a little later."""
     slack = 1.001 if key == "samples" else 1.1
     return [look for look in row["rows"] if look[key] <= budget * slack][-1]["w2"]
 
@@ -335,8 +331,7 @@ def draw_quality(rows: list[Row], panels) -> None:
             w2 = [at(r, key, budget) for r in mine]
             label = f"{target}, {field}"
             panel.plot([r["batch"] for r in mine], w2, "o-", color=f"C{k}", label=label)
-        panel.set_xlabel("batch")
-        panel.set_ylabel("$W_2^2$ to the data [length$^2$]")
+        panel.set(xlabel="batch", ylabel="$W_2^2$ to the data [length$^2$]")
         panel.set_title(f"Networks after {words}", fontsize="medium")
 
 
@@ -363,16 +358,15 @@ def draw_masses(rows: list[Row], axes) -> None:
         times, heavy = zip(*((look["seconds"], look["heavy"]) for look in r["rows"]), strict=True)
         axes.plot(times, heavy, "-" if r["field"] == "converged" else ":", color=color, label=label)
     axes.axhline(0.5, color="0.5", lw=0.8)
-    axes.set_xlabel("training time [s]")
-    axes.set_ylabel("share of the heavy mode")
+    axes.set(xlabel="training time [s]", ylabel="share of the heavy mode")
     axes.set_title("From 90/10 to 50/50", fontsize="medium")
 
 
-TABLES = {
-    "truth": ("The field of n samples against the truth", table_truth),
-    "noise": ("Noise from batch to batch", table_noise),
-    "quality": ("Networks", table_quality),
-    "masses": ("Wrong mode masses", table_masses),
+PARTS = {
+    "truth": ("The field of n samples against the truth", truth, table_truth, draw_truth),
+    "noise": ("Noise from batch to batch", noise, table_noise, draw_noise),
+    "quality": ("Networks", quality, table_quality, draw_quality),
+    "masses": ("Wrong mode masses", masses, table_masses, draw_masses),
 }
 
 
@@ -383,36 +377,27 @@ class LargeBatch(Study[dict]):
 
     def cells(self) -> dict[str, dict]:
         samples = self.config.quality.samples
-        specs = [
-            spec
-            for part in self.config.parts
-            for spec in cells_of(part, self.config[part], samples)
-        ]
-        return {f"{name_of(spec)}.json": spec for spec in specs}
+        parts = (cells_of(part, self.config[part], samples) for part in self.config.parts)
+        return {f"{name_of(spec)}.json": spec for specs in parts for spec in specs}
 
     @staticmethod
     def work(spec: dict, path: Path) -> None:
-        write_json(path, spec | WORK[spec["part"]](spec))
+        _, numbers, _, _ = PARTS[spec["part"]]
+        write_json(path, spec | numbers(spec))
 
     def table(self, rows: list[Row]) -> str:
-        parts = by(rows, "part")
-        return "\n".join(
-            "\n".join([f"## {title}", "", *table(parts[part,]), ""])
-            for part, (title, table) in TABLES.items()
-            if (part,) in parts
-        )
+        parts, lines = by(rows, "part"), []
+        for part, (title, _, table, _) in PARTS.items():
+            if (part,) in parts:
+                lines += [f"## {title}", "", *table(parts[part,]), ""]
+        return "\n".join(lines)
 
     def draw(self, rows: list[Row], folder: Path, stem: Path) -> None:
         figure, axes = new_figure(11, 12, 3, 2)
-        panels = {
-            "truth": (draw_truth, axes[0, 0]),
-            "noise": (draw_noise, axes[0, 1]),
-            "quality": (draw_quality, axes[1]),
-            "masses": (draw_masses, axes[2, 0]),
-        }
+        places = dict(zip(PARTS, (axes[0, 0], axes[0, 1], axes[1], axes[2, 0]), strict=True))
         for (part,), mine in by(rows, "part").items():
-            paint, panel = panels[part]
-            paint(mine, panel)
+            *_, paint = PARTS[part]
+            paint(mine, places[part])
         for panel in axes.flat:
             if not panel.lines:
                 panel.set_axis_off()
@@ -427,10 +412,8 @@ class LargeBatch(Study[dict]):
 
 
 def main(config) -> None:
-    folder, workers = Path(config.output), config.workers
-    report = run_study(
-        LargeBatch(config), folder / "large_batch", folder / "cells", workers=workers
-    )
+    study, folder = LargeBatch(config), Path(config.output)
+    report = run_study(study, folder / "large_batch", folder / "cells", workers=config.workers)
     print(report.page)
 
 

@@ -226,7 +226,8 @@ class WrongMasses(Study[Cell]):
 
     def table(self, rows: list[Row]) -> str:
         lines = [
-            "| problem | τ | field | mass in the wrong place | at no mode | W₂² | half-steps a step |",
+            "| problem | τ | field | mass in the wrong place | at no mode | W₂² | "
+            "half-steps a step |",
             "|---|---:|---|---:|---:|---:|---:|",
         ]
         for row in rows:
