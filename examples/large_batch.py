@@ -386,11 +386,12 @@ class LargeBatch(Study[dict]):
         write_json(path, spec | numbers(spec))
 
     def table(self, rows: list[Row]) -> str:
-        parts, lines = by(rows, "part"), []
-        for part, (title, _, table, _) in PARTS.items():
-            if (part,) in parts:
-                lines += [f"## {title}", "", *table(parts[part,]), ""]
-        return "\n".join(lines)
+        parts = by(rows, "part")
+        return "\n\n".join(
+            "\n".join([f"## {title}", "", *table(parts[part,])])
+            for part, (title, _, table, _) in PARTS.items()
+            if (part,) in parts
+        )
 
     def draw(self, rows: list[Row], folder: Path, stem: Path) -> None:
         figure, axes = new_figure(11, 12, 3, 2)
