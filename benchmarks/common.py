@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-# torch is imported where it is used: a script that measures memory keeps its own process small.
+# torch is imported where it is used: on Linux a process inherits the peak memory of the one that
+# starts it, so a script loads no more than its cells do until the last of them is done.
 CELL = "cell="  # the word that a script gives itself in a process of its own
 
 
@@ -80,8 +81,7 @@ def begin(
 def in_own_process(script: str, spec: dict, limit: float | None = None) -> dict:
     """What a script's cell finds for a spec, or its failure in words under ``"error"``.
 
-    Times and peaks of memory are then those of one cell; on Linux a process inherits the peak of
-    the one that starts it, so that one should be small.
+    Times and peaks of memory are then those of one cell.
     """
     command = [sys.executable, str(Path(script).resolve()), CELL + json.dumps(spec)]
     try:

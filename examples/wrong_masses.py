@@ -45,6 +45,7 @@ SETTINGS = {
     "train_taus": [0.3, 0.1],
     "train_fields": ["one-sided", "20 sweeps", "converged"],
     "train_steps": 600,
+    "judged": 2000,  # points of the network
     "workers": 2,
     "output": "outputs/wrong_masses",
 }
@@ -58,6 +59,7 @@ QUICK = {
     "batches": [64],
     "train_taus": [0.1],
     "train_steps": 5,
+    "judged": 200,
 }
 STD = 0.1  # of every mode, a length
 
@@ -72,6 +74,7 @@ class Cell:
     field: str
     steps: int
     step_size: float
+    judged: int = 2000
 
     @property
     def name(self) -> str:
@@ -167,12 +170,12 @@ def beginning(spec: tuple[int, int], path: Path) -> None:
 def trained(cell: Cell, folder: Path) -> Row:
     """Trains that network on, with fresh batches of the right masses."""
     even = torch.full((cell.modes,), 1 / cell.modes)
-    real = draw(even, 2000, 2, torch.Generator().manual_seed(1))
+    real = draw(even, cell.judged, 2, torch.Generator().manual_seed(1))
     network = MLP(width=128, hidden=3)
     network.load_state_dict(torch.load(folder / start_of(cell.modes, cell.steps)))
 
     def look(model: torch.nn.Module) -> Row:
-        points = sample(model, 2000, torch.Generator().manual_seed(2))
+        points = sample(model, cell.judged, torch.Generator().manual_seed(2))
         return judge(points, cell.modes, real)
 
     before = look(network)
@@ -211,7 +214,7 @@ class WrongMasses(Study[Cell]):
                     ]
         if "network" in config.parts:
             cells += [
-                Cell("network", modes, 2, size, tau, field, config.train_steps, 1.0)
+                Cell("network", modes, 2, size, tau, field, config.train_steps, 1.0, config.judged)
                 for modes in dict.fromkeys(modes for modes, d in config.problems if d == 2)
                 for size in config.batches
                 for tau in config.train_taus

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from keodrift.errors import ArgumentError, MissingDependencyError, OptionError, RunError
@@ -95,8 +96,8 @@ def run_script(
         defaults: As in `read_settings`.
         **kinds: ``quick`` and ``choices``, as there.
     """
-    words = sys.argv[1:]
-    sys.exit(exit_status(sys.argv[0], lambda: main(read_settings(words, defaults, **kinds))))
+    script, *words = sys.argv
+    sys.exit(exit_status(Path(script).name, lambda: main(read_settings(words, defaults, **kinds))))
 
 
 def exit_status(name: str, call: Callable[[], int | None]) -> int:
