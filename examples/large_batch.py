@@ -33,7 +33,7 @@ from keodrift.generators import MLP, sample
 from keodrift.metrics import wasserstein_squared
 from keodrift.plots import new_figure, save_figure
 from keodrift.settings import run_script
-from keodrift.studies import Row, Study, run_study
+from keodrift.studies import Row, Study, markdown_table, run_study
 from keodrift.training import Batch, Trainer, target_batches
 
 SETTINGS = {
@@ -59,12 +59,7 @@ SETTINGS = {
 QUICK = {
     "truth": {"sizes": [100, 316], "dimensions": [2], "taus": [1.0]},
     "noise": {"batches": [64, 128], "draws": 2},
-    "quality": {
-        "targets": ["checkerboard"],
-        "batches": [64, 128],
-        "seconds": 0.1,
-        "judged": 100,
-    },
+    "quality": {"targets": ["checkerboard"], "batches": [64, 128], "seconds": 0.1, "judged": 100},
     "masses": {"batches": [64, 128], "seconds": 0.1},
     "workers": 1,
 }
@@ -250,23 +245,20 @@ def by(rows: list[Row], *keys: str) -> dict[tuple, list[Row]]:
     return groups
 
 
-def table_truth(rows: list[Row]) -> list[str]:
-    lines = [
-        "| d | τ | slope, Sinkhorn | slope, one-sided | largest n |",
-        "|---:|---:|---:|---:|---:|",
-    ]
+def table_truth(rows: list[Row]) -> str:
+    lines = []
     for (d, tau), mine in by(rows, "d", "tau").items():
         ns = [math.log(r["n"]) for r in mine]
         errors = ([math.log(r["mse"][field]) for r in mine] for field in TRUTH)
         slopes = [f"{statistics.linear_regression(ns, e).slope:.2f}" for e in errors]
-        lines.append(f"| {d} | {tau:g} | {' | '.join(slopes)} | {max(r['n'] for r in mine):,} |")
-    return lines
+        lines.append([d, f"{tau:g}", *slopes, f"{max(r['n'] for r in mine):,}"])
+    return markdown_table("d:|τ:|slope, Sinkhorn:|slope, one-sided:|largest n:", lines)
 
 
 def draw_truth(rows: list[Row], axes) -> None:
     for (d,), mine in by([r for r in rows if r["tau"] == 1.0], "d").items():
-        share = [r["mse"]["Sinkhorn"] / r["mean_square"] for r in mine]
-        axes.plot([r["n"] for r in mine], share, "o-", label=f"d = {d}")
+        errors = [r["mse"]["Sinkhorn"] / r["mean_square"] for r in mine]
+        axes.plot([r["n"] for r in mine], errors, "o-", label=f"d = {d}")
     ns = sorted({r["n"] for r in rows})
     rate = [math.log(n) / math.sqrt(n) for n in ns]
     axes.plot(ns, rate, "k:", label="log(n)/√n, the proposition's rate")
@@ -274,23 +266,23 @@ def draw_truth(rows: list[Row], axes) -> None:
     axes.set_title("The field of n samples against the truth, τ = 1", fontsize="medium")
 
 
-def table_noise(rows: list[Row]) -> list[str]:
-    return [
-        "| τ | field | batch | variance / mean ‖V‖² | seconds a field |",
-        "|---:|---|---:|---:|---:|",
-        *(
-            f"| {tau:g} | {field} | {r['batch']:,} | {r['variance'] / r['mean_square']:.4f} | "
-            f"{r['seconds']:.2f} |"
-            for (tau, field), mine in by(rows, "tau", "field").items()
-            for r in mine
-        ),
+def table_noise(rows: list[Row]) -> str:
+    lines = [
+        (f"{tau:g}", field, f"{r['batch']:,}", f"{share(r):.4f}", f"{r['seconds']:.2f}")
+        for (tau, field), mine in by(rows, "tau", "field").items()
+        for r in mine
     ]
+    return markdown_table("τ:|field|batch:|variance / mean ‖V‖²:|seconds a field:", lines)
+
+
+def share(row: Row) -> float:
+    return row["variance"] / row["mean_square"]
 
 
 def draw_noise(rows: list[Row], axes) -> None:
     for (tau, field), mine in by(rows, "tau", "field").items():
-        share = [r["variance"] / r["mean_square"] for r in mine]
-        axes.plot([r["batch"] for r in mine], share, "o-", label=f"{field}, τ = {tau:g}")
+        batches, shares = [r["batch"] for r in mine], [share(r) for r in mine]
+        axes.plot(batches, shares, "o-", label=f"{field}, τ = {tau:g}")
     axes.set(xlabel="batch", ylabel="variance over batches / mean ‖V‖²")
     axes.set_title("Noise of the field at fixed points", fontsize="medium")
 
@@ -306,19 +298,18 @@ def at(row: Row, key: str, budget: float) -> float:
     return [look for look in row["rows"] if look[key] <= budget * slack][-1]["w2"]
 
 
-def table_quality(rows: list[Row]) -> list[str]:
-    lines = [
-        "| target | field | batch | W₂² at equal samples | W₂² at equal time | steps | floor |",
-        "|---|---|---:|---:|---:|---:|---:|",
-    ]
+def table_quality(rows: list[Row]) -> str:
     samples, seconds = budgets(rows)
+    lines = []
     for r in sorted(rows, key=lambda r: (r["target"], r["field"], r["batch"])):
+        w2 = (at(r, "samples", samples), at(r, "seconds", seconds), r["floor"])
+        w2_samples, w2_seconds, floor = (f"{value:.3f}" for value in w2)
         steps = r["rows"][-1]["samples"] // r["batch"]
-        lines.append(
-            f"| {r['target']} | {r['field']} | {r['batch']:,} | {at(r, 'samples', samples):.3f} | "
-            f"{at(r, 'seconds', seconds):.3f} | {steps} | {r['floor']:.3f} |"
-        )
-    return [*lines, "", f"Equal samples: {samples:,}. Equal time: {seconds:.0f} s on one core."]
+        begin = (r["target"], r["field"], f"{r['batch']:,}")
+        lines.append((*begin, w2_samples, w2_seconds, steps, floor))
+    header = "target|field|batch:|W₂² at equal samples:|W₂² at equal time:|steps:|floor:"
+    note = f"Equal samples: {samples:,}. Equal time: {seconds:.0f} s on one core."
+    return f"{markdown_table(header, lines)}\n\n{note}"
 
 
 def draw_quality(rows: list[Row], panels) -> None:
@@ -335,19 +326,15 @@ def draw_quality(rows: list[Row], panels) -> None:
         panel.set_title(f"Networks after {words}", fontsize="medium")
 
 
-def table_masses(rows: list[Row]) -> list[str]:
-    lines = [
-        "| τ | field | batch | heavy mode at the end | between the modes | seconds to 55 % |",
-        "|---:|---|---:|---:|---:|---:|",
-    ]
+def table_masses(rows: list[Row]) -> str:
+    lines = []
     for r in sorted(rows, key=lambda r: (r["tau"], r["field"], r["batch"])):
         reached = [look["seconds"] for look in r["rows"] if look["heavy"] <= 0.55]
-        when, end = f"{reached[0]:.0f}" if reached else "not reached", r["rows"][-1]
-        lines.append(
-            f"| {r['tau']:g} | {r['field']} | {r['batch']:,} | {end['heavy']:.3f} | "
-            f"{end['between']:.3f} | {when} |"
-        )
-    return lines
+        end = [f"{r['rows'][-1][key]:.3f}" for key in ("heavy", "between")]
+        when = f"{reached[0]:.0f}" if reached else "not reached"
+        lines.append((f"{r['tau']:g}", r["field"], f"{r['batch']:,}", *end, when))
+    header = "τ:|field|batch:|heavy mode at the end:|between the modes:|seconds to 55 %:"
+    return markdown_table(header, lines)
 
 
 def draw_masses(rows: list[Row], axes) -> None:
@@ -388,7 +375,7 @@ class LargeBatch(Study[dict]):
     def table(self, rows: list[Row]) -> str:
         parts = by(rows, "part")
         return "\n\n".join(
-            "\n".join([f"## {title}", "", *table(parts[part,])])
+            f"## {title}\n\n{table(parts[part,])}"
             for part, (title, _, table, _) in PARTS.items()
             if (part,) in parts
         )

@@ -27,7 +27,7 @@ from keodrift.generators import MLP, draw_noise, sample
 from keodrift.metrics import mode_coverage, wasserstein_squared
 from keodrift.plots import new_figure, save_figure
 from keodrift.settings import run_script
-from keodrift.studies import Row, Study, run_missing, run_study
+from keodrift.studies import Row, Study, markdown_table, run_missing, run_study
 from keodrift.training import Batch, Trainer
 
 PARTS = ["particles", "network"]
@@ -228,18 +228,13 @@ class WrongMasses(Study[Cell]):
         write_json(path, asdict(cell) | out)
 
     def table(self, rows: list[Row]) -> str:
-        lines = [
-            "| problem | τ | field | mass in the wrong place | at no mode | W₂² | "
-            "half-steps a step |",
-            "|---|---:|---|---:|---:|---:|---:|",
-        ]
+        lines = []
         for row in rows:
             steps = f"{row['half_steps']:.1f}" if row.get("half_steps", 0) > 1 else ""
-            lines.append(
-                f"| {title_of(row)} | {row['tau']:g} | {row['field']} | {row['wrong']:.3f} | "
-                f"{row['stray']:.3f} | {row['w2']:.4f} | {steps} |"
-            )
-        return "\n".join(lines)
+            numbers = (f"{row['wrong']:.3f}", f"{row['stray']:.3f}", f"{row['w2']:.4f}", steps)
+            lines.append((title_of(row), f"{row['tau']:g}", row["field"], *numbers))
+        header = "problem|τ:|field|mass in the wrong place:|at no mode:|W₂²:|half-steps a step:"
+        return markdown_table(header, lines)
 
     def draw(self, rows: list[Row], folder: Path, stem: Path) -> None:
         for part, shown in (("particles", ["wrong"]), ("network", ["wrong", "stray"])):
@@ -282,8 +277,7 @@ def figure_of(rows: list[Row], shown: list[str]):
             panel.axhline(float(start), color="0.5", ls=":", label="at the start")
         panel.set_xscale("log")
         panel.set_ylim(bottom=-0.02)
-        panel.set_xlabel("temperature τ of exp(−‖x−y‖²/τ) [length²]")
-        panel.set_ylabel(WORDS[key])
+        panel.set(xlabel="temperature τ of exp(−‖x−y‖²/τ) [length²]", ylabel=WORDS[key])
         panel.set_title(groups[j], fontsize="medium")
     axes[0, 0].legend(fontsize="x-small")
     figure.suptitle("Mass that must cross a gap: 0 is right, the dotted line is where all began")

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass
@@ -118,18 +118,38 @@ def run_study(
     rows = study.rows(folder)
     claims = study.claims(rows)
     study.draw(rows, folder, stem)
-    lines = [study.table(rows)]
+    page = study.table(rows)
     if claims:
         words = {True: "yes", False: "no", None: "not measured"}
-        lines += ["", "| claim | seen |", "|---|---|"]
-        lines += [f"| {claim} | {words[seen]} |" for claim, seen in claims.items()]
+        verdicts = [(claim, words[seen]) for claim, seen in claims.items()]
+        page += "\n\n" + markdown_table("claim|seen", verdicts)
     missing = sum(not path.exists() for path in cells)
-    report = Report(study.title, missing, rows, claims, "\n".join(lines) + "\n")
+    report = Report(study.title, missing, rows, claims, page + "\n")
     with atomic_path(stem.with_suffix(".md")) as draft:
         draft.write_text(report.page)
     numbers = {"title": study.title, "missing": missing, "rows": rows, "claims": claims}
     write_json(stem.with_suffix(".json"), numbers)
     return report
+
+
+def markdown_table(header: str, rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table.
+
+    Args:
+        header: Titles between bars; a column whose title ends with a colon is right-aligned.
+        rows: One entry a column.
+
+    Example:
+        >>> print(markdown_table("field|W₂²:", [("one-sided", 0.63)]))
+        | field | W₂² |
+        |---|---:|
+        | one-sided | 0.63 |
+    """
+    titles = header.split("|")
+    rule = "".join("|---:" if title.endswith(":") else "|---" for title in titles)
+    lines = [[title.removesuffix(":") for title in titles], *rows]
+    top, *rest = (f"| {' | '.join(map(str, line))} |" for line in lines)
+    return "\n".join([top, f"{rule}|", *rest])
 
 
 def run_missing(

@@ -16,7 +16,7 @@ from keodrift.files import atomic_path
 from keodrift.flow import simulate
 from keodrift.metrics import wasserstein_squared
 from keodrift.plots import animate_flows, plot_flows, save_figure
-from keodrift.studies import Claims, Row, Study
+from keodrift.studies import Claims, Row, Study, markdown_table
 from keodrift.temperature import effective_neighbours
 
 CLOSE = 0.01  # W₂² that two flows may differ by and still be as good as each other
@@ -149,22 +149,20 @@ class FlowGrid(Study[FlowCell]):
     def table(self, rows: list[Row]) -> str:
         """One line a flow."""
         missing = sum("w2" not in row for row in rows)
-        lines = [
+        head = (
             f"{self.title}: {self.steps} Euler steps of {self.step_size:g}, {self.points} "
             f"particles, target {self.target}; another {self.points} real points score "
-            f"W₂² = {self.floor():.3f}; {missing} flows are missing.",
-            "",
-            "| τ | field | final W₂² | effective neighbours | half-steps a step |",
-            "|---:|---|---:|---:|---:|",
-        ]
+            f"W₂² = {self.floor():.3f}; {missing} flows are missing."
+        )
+        lines = []
         for row in rows:
-            begin = f"| {row['tau']:g} | {row['field']} |"
-            if "w2" not in row:
-                lines.append(f"{begin} | | |")
-                continue
-            half_steps = f"{row['half_steps']:.1f}" if row["half_steps"] > 1 else ""
-            lines.append(f"{begin} {row['w2']:.4f} | {row['neighbours']:.1f} | {half_steps} |")
-        return "\n".join(lines)
+            numbers = ["", "", ""]
+            if "w2" in row:
+                half_steps = f"{row['half_steps']:.1f}" if row["half_steps"] > 1 else ""
+                numbers = [f"{row['w2']:.4f}", f"{row['neighbours']:.1f}", half_steps]
+            lines.append([f"{row['tau']:g}", row["field"], *numbers])
+        header = "τ:|field|final W₂²:|effective neighbours:|half-steps a step:"
+        return f"{head}\n\n{markdown_table(header, lines)}"
 
     def draw(self, rows: list[Row], folder: Path, stem: Path) -> None:
         """Paths of all flows as ``STEM.png``, and the same moving as ``STEM.gif``."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from keodrift.plots import new_figure, plot_samples, save_figure
 from keodrift.runs import compose, train
-from keodrift.studies import Claims, Row, Study
+from keodrift.studies import Claims, Row, Study, markdown_table
 
 EXPERIMENTS = ("public_run", "paper_text")
 CONVERGED = "Sinkhorn, converged to 1e-2"  # far below the noise of a batch, cheaper than 1e-3
@@ -149,28 +149,26 @@ class NetworkGrid(Study[Cell]):
         """One line a target, temperature and field."""
         hours = sum(row["runs"] * row.get("seconds", 0) for row in rows) / 3600
         missing = len(self.cells()) - sum(row["runs"] for row in rows)
-        lines = [
+        head = (
             f"{self.title}, {self.experiment}; {missing} runs are missing, the others took "
-            f"{hours:.1f} h one after the other.",
-            "",
-            "| target | τ | field | final W₂² (mean ± std) | real against real | modes | "
-            "at no mode | runs | minutes a run |",
-            "|---|---:|---|---:|---:|---:|---:|---:|---:|",
-        ]
+            f"{hours:.1f} h one after the other."
+        )
+        lines = []
         for row in rows:
-            begin = f"| {row['target']} | {row['tau']:g} | {row['field']} |"
-            if "w2_mean" not in row:
-                lines.append(f"{begin} | | | | 0 | |")
-                continue
-            spread = f" ± {row['w2_std']:.3f}" if row["runs"] > 1 else ""
-            modes = "|"
+            w2 = floor = modes = stray = minutes = ""
+            if row["runs"]:
+                spread = f" ± {row['w2_std']:.3f}" if row["runs"] > 1 else ""
+                w2, floor = f"{row['w2_mean']:.3f}{spread}", f"{row['w2_floor']:.3f}"
+                minutes = f"{row['seconds'] / 60:.1f}"
             if "covered" in row:
-                modes = f"{row['covered']:.1f} of {row['modes']} | {row['stray']:.0%}"
-            lines.append(
-                f"{begin} {row['w2_mean']:.3f}{spread} | {row['w2_floor']:.3f} | "
-                f"{modes} | {row['runs']} | {row['seconds'] / 60:.1f} |"
-            )
-        return "\n".join(lines)
+                modes, stray = f"{row['covered']:.1f} of {row['modes']}", f"{row['stray']:.0%}"
+            begin = (row["target"], f"{row['tau']:g}", row["field"])
+            lines.append((*begin, w2, floor, modes, stray, row["runs"], minutes))
+        header = (
+            "target|τ:|field|final W₂² (mean ± std):|real against real:|modes:|at no mode:|"
+            "runs:|minutes a run:"
+        )
+        return f"{head}\n\n{markdown_table(header, lines)}"
 
     def draw(self, rows: list[Row], folder: Path, stem: Path) -> None:
         """Curves as ``STEM.png``, final samples as ``STEM_samples.png``."""
