@@ -21,6 +21,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -65,7 +66,10 @@ QUICK = {
 }
 FIELDS = ("20 sweeps", "converged")
 SWEEPS_UP_TO = 4096  # a batch beyond which 20 sweeps leave a minute only a few steps
-TRUTH = {"Sinkhorn": gaussian_sinkhorn_drift, "one-sided": gaussian_one_sided_drift}
+TRUTH = {
+    "Sinkhorn": (partial(kd.SinkhornDrift, tol=1e-4), gaussian_sinkhorn_drift),
+    "one-sided": (partial(kd.OneSidedDrift, mask_self=False), gaussian_one_sided_drift),
+}
 
 
 def drift_of(field: str, tau: float):
@@ -85,26 +89,21 @@ def truth(spec: dict) -> Row:
     eye = torch.eye(d, dtype=torch.float64)
     q, p = (torch.zeros(d).double(), eye), (torch.full((d,), 1 / math.sqrt(d)).double(), eye / 4)
     rows = {}
-    for name, exact in TRUTH.items():
-        recipe = (
-            kd.SinkhornDrift(tau, tol=1e-4)
-            if name == "Sinkhorn"
-            else kd.OneSidedDrift(tau, mask_self=False)
-        )
+    for name, (drift, exact) in TRUTH.items():
         errors = []
         for seed in range(3 if n <= 10_000 else 1):
             draw = torch.Generator().manual_seed(seed)
             x = torch.randn(n, d, generator=draw)
             y = torch.randn(n, d, generator=draw) / 2 + 1 / math.sqrt(d)
             z = torch.randn(1000, d, generator=draw)
-            error = recipe.fit(x, y)(z).double() - exact(z, q, p, tau)
+            error = drift(tau).fit(x, y)(z).double() - exact(z, q, p, tau)
             errors.append(float(error.square().sum(-1).mean()))
         rows[name] = statistics.fmean(errors)
     size = float(gaussian_sinkhorn_drift(z, q, p, tau).square().sum(-1).mean())
     return {"mse": rows, "mean_square": size}
 
 
-# (c) Noise of the field from batch to batch.
+# (b) Noise of the field from batch to batch.
 
 
 def noise(spec: dict) -> Row:
@@ -127,18 +126,17 @@ def noise(spec: dict) -> Row:
     }
 
 
-# (b), (d) Networks.
+# (c), (d) Networks.
 
 
 def trained(
     network: MLP,
     batches: Callable[[torch.Generator], Batch],
-    drift,
-    size: int,
-    spec: dict,
     judge: Callable[[torch.nn.Module], dict],
-) -> list[dict]:
+    spec: dict,
+) -> list[Row]:
     """Trains until the time or the samples are used up; judges a dozen times on the way."""
+    size, drift = spec["batch"], drift_of(spec["field"], spec["tau"])
     optimizer = torch.optim.Adam(network.parameters(), lr=spec["lr"])
     random = torch.Generator().manual_seed(spec["seed"])
     trainer = Trainer(network, batches, drift, optimizer, random, ema=0.9)
@@ -156,7 +154,7 @@ def trained(
 
 
 def quality(spec: dict) -> Row:
-    target, size, count = spec["target"], spec["batch"], spec["judged"]
+    target, count = spec["target"], spec["judged"]
     network = MLP(width=128, hidden=3, seed=spec["seed"])
     real, other = (
         sample_target(target, count, torch.Generator().manual_seed(seed)) for seed in (99, 98)
@@ -166,14 +164,12 @@ def quality(spec: dict) -> Row:
         points = sample(model, count, torch.Generator().manual_seed(97))
         return {"w2": wasserstein_squared(points, real)}
 
-    drift = drift_of(spec["field"], spec["tau"])
-    rows = trained(network, target_batches(network, target, size), drift, size, spec, judge)
+    rows = trained(network, target_batches(network, target, spec["batch"]), judge, spec)
     return {"floor": wasserstein_squared(other, real), "rows": rows}
 
 
 def masses(spec: dict) -> Row:
     """From 90/10 on two modes to 50/50: how fast the share of the first mode falls."""
-    size = spec["batch"]
     network = MLP(width=128, hidden=3, seed=0)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
 
@@ -194,9 +190,8 @@ def masses(spec: dict) -> Row:
         between = (points[:, 0].abs() < 1.5).double().mean()
         return {"heavy": float(left.double().mean()), "between": float(between)}
 
-    drift = drift_of(spec["field"], spec["tau"])
-    batches = target_batches(network, "two_modes", size)
-    return {"rows": trained(network, batches, drift, size, spec, judge)}
+    batches = target_batches(network, "two_modes", spec["batch"])
+    return {"rows": trained(network, batches, judge, spec)}
 
 
 # Cells, tables, figures.
@@ -238,7 +233,7 @@ def name_of(spec: dict) -> str:
 
 
 def by(rows: list[Row], *keys: str) -> dict[tuple, list[Row]]:
-    """Rows that share the values of keys, in the order of those values."""
+    """Rows that share the values of keys, as they come."""
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row[key] for key in keys), []).append(row)

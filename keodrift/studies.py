@@ -46,7 +46,7 @@ class Study(ABC, Generic[Spec]):
     @staticmethod
     @abstractmethod
     def work(spec: Spec, path: Path) -> None:
-        """Does one cell and writes its file atomically, in a process that imports this."""
+        """Does one cell and writes its file atomically; worker processes import it by name."""
 
     @abstractmethod
     def table(self, rows: list[Row]) -> str:

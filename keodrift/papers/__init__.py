@@ -48,8 +48,8 @@ def reproduce(
         missing.
 
     Raises:
-        OptionError: The figure or the experiment is unknown, or ``workers`` or ``limit`` is not
-            positive.
+        OptionError: The figure or the experiment is unknown, or ``workers`` or ``limit`` is no
+            such number.
         RunError: A cell failed; its last words are in the message, the others are kept.
     """
     check_choice("figure", name, tuple(FIGURES))
