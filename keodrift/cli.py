@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from keodrift.errors import OptionError
 from keodrift.papers import FIGURES, reproduce
 from keodrift.runs import compose, config_dir, multirun, train
-from keodrift.settings import exit_status
+from keodrift.settings import exit_status, read_settings
 
 USAGE = """usage: keodrift train [-m] [group=choice …] [key=value …]
        keodrift reproduce FIGURE [--quick] [key=value …]
@@ -33,7 +33,8 @@ def _reproduce(arguments: Sequence[str]) -> None:
     if len(names) != 1:
         raise OptionError("figure", repr(" ".join(names)), f"one of {', '.join(FIGURES)}")
     words = [f"figure={names[0]}", *(word for word in arguments if "=" in word)]
-    config = compose("reproduce", [*words, "quick=true"] if "--quick" in arguments else words)
+    words += ["quick=true"] * ("--quick" in arguments)
+    config = read_settings(words, config_dir() / "reproduce.yaml")
     report = reproduce(
         config.figure,
         config.output,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from keodrift.errors import ArgumentError, MissingDependencyError, OptionError, RunError
 
 
 def read_settings(
     words: Sequence[str],
-    defaults: Mapping[str, Any],
+    defaults: Mapping[str, Any] | Path,
     *,
     quick: Mapping[str, Any] | None = None,
     choices: Mapping[str, Sequence[Any]] | None = None,
@@ -22,7 +22,7 @@ def read_settings(
     Args:
         words: Such as ``"tau=0.05"``, ``"sizes=[100,200]"`` or ``"toy.drift.tau=0.1"``.
         defaults: Every setting there is; a value must be of its default's type, and where that is
-            None it may be anything.
+            None it may be anything. A path is that of a YAML file.
         quick: Sizes for a run of seconds, which ``quick=true`` puts in place of the defaults.
         choices: What a setting, or every entry of its list, must be one of.
 
@@ -44,6 +44,8 @@ def read_settings(
         from yaml import YAMLError
     except ImportError as error:
         raise MissingDependencyError("hydra-core", "the command line", "cli") from error
+    if isinstance(defaults, Path):
+        defaults = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(defaults)))
     for word in words:
         if not word.partition("=")[0] or "=" not in word:
             raise OptionError(word, "no value", "the form key=value")

@@ -222,14 +222,19 @@ def test_unknown_figures_are_refused(tmp_path):
         reproduce("fig9", tmp_path)
 
 
-def test_one_cell_of_the_quick_figure(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("words", "setting"),
+    [([], "public_run_quick"), (["experiment=paper_text"], "paper_text_quick")],
+)
+def test_one_cell_of_the_quick_figure(words, setting, tmp_path, capsys):
     """What a continuous integration runs: a cell of the paper's grid at a minute's size."""
     command = ["reproduce", "fig2", "--quick", "limit=1", "workers=0", f"output={tmp_path}"]
-    assert main(command) == 0
+    assert main([*command, *words]) == 0
     said = capsys.readouterr().out
     assert "7 runs are missing" in said and "not measured" in said
     # A short run is no run of the full figure.
-    assert len(list(tmp_path.glob("public_run_quick/*/result.json"))) == 1
+    assert len(list(tmp_path.glob(f"{setting}/*/result.json"))) == 1
+    assert (tmp_path / f"fig2_{setting}.md").exists()
     assert not (tmp_path / "public_run").exists()
 
 

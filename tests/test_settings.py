@@ -33,6 +33,12 @@ def test_words_change_defaults():
     assert DEFAULTS["toy"] == {"drift": {"tau": 0.1}, "steps": 50}
 
 
+def test_defaults_may_be_a_yaml_file(tmp_path):
+    (tmp_path / "defaults.yaml").write_text("name: ???\nfolder: outputs/${name}\nsteps: 10\n")
+    settings = read_settings(["name=mine", "steps=3"], tmp_path / "defaults.yaml")
+    assert settings.folder == "outputs/mine" and settings.steps == 3
+
+
 def test_quick_replaces_sizes_and_a_word_replaces_quick():
     settings = read("toy.steps=7", "quick=true")
     assert settings.steps == 5 and settings.toy.steps == 7 and settings.toy.drift.tau == 0.1
