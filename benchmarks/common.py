@@ -12,8 +12,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
-# torch is imported where it is used: a script that measures memory keeps its own process small.
+# torch is imported where it is used: on Linux a process inherits the peak memory of the one that
+# starts it, so a script loads no more than its cells do until the last of them is done.
+CELL = "cell="  # the word that a script gives itself in a process of its own
 
 
 def version(package: str) -> str:
@@ -63,13 +66,24 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def in_own_process(script: str, arguments: list[str], limit: float | None = None) -> dict:
-    """The JSON that a script prints last, or its failure in words under ``"error"``.
+def begin(
+    main: Callable, defaults: dict, choices: dict | None = None, cell: Callable | None = None
+) -> NoReturn:
+    """Runs a script with the settings of its command line, or the one cell of `in_own_process`."""
+    if cell is not None and sys.argv[1:2] and sys.argv[1].startswith(CELL):
+        print(json.dumps(cell(json.loads(sys.argv[1].removeprefix(CELL)))))
+        sys.exit()
+    from keodrift.settings import run_script
 
-    Times and peaks of memory are then those of one cell; on Linux a process inherits the peak of
-    the one that starts it, so that one should be small.
+    run_script(main, defaults, choices=choices)
+
+
+def in_own_process(script: str, spec: dict, limit: float | None = None) -> dict:
+    """What a script's cell finds for a spec, or its failure in words under ``"error"``.
+
+    Times and peaks of memory are then those of one cell.
     """
-    command = [sys.executable, str(Path(script).resolve()), *arguments]
+    command = [sys.executable, str(Path(script).resolve()), CELL + json.dumps(spec)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit)
     except subprocess.TimeoutExpired:
@@ -86,14 +100,6 @@ def synchronise(device: str) -> None:
         import torch
 
         torch.cuda.synchronize()
-
-
-def write(path: Path, data: dict) -> None:
-    """JSON on disk, all or nothing, without importing what makes a process large."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(data, indent=2))
-    part.replace(path)
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

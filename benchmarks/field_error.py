@@ -1,31 +1,40 @@
 """Time against the error of the field itself, ours beside its peers, on the same clouds.
 
     python benchmarks/field_error.py                          # half-trained 8-Gaussians, N = 10 000
-    python benchmarks/field_error.py --sizes 25000 100000 400000 --peers tol multiscale
-    python benchmarks/field_error.py --problems mixture --d 6 --limit 120
+    python benchmarks/field_error.py sizes=[25000,100000,400000] peers=[tol,multiscale]
+    python benchmarks/field_error.py problems=[mixture] d=6 limit=120
 
 A marginal error flatters: what a training step uses is the drift V. Every cell computes V once, in
 a process of its own after a small run that compiles, and is compared (relative L2 over all
 particles) with our float64 field at tol = 1e-6, which is itself compared with the dense engine's at
-tol = 1e-8 on a smaller problem. The kernel is exp(−‖x−y‖²/τ). A cell that passes --limit seconds is
-stopped and reported as such, as are those that would take longer still; a peer that is not
+tol = 1e-8 on a smaller problem. The kernel is exp(−‖x−y‖²/τ). A cell that passes ``limit`` seconds
+is stopped and reported as such, as are those that would take longer still; a peer that is not
 installed is reported as missing. Results are written after every cell.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import json
 import math
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from common import in_own_process, machine, markdown, peak_mb, synchronise
+from common import begin, in_own_process, machine, markdown, peak_mb, synchronise
 
 PROBLEMS = ("half-trained", "blob", "checkerboard", "mixture")
+SETTINGS = {
+    "problems": ["half-trained"],
+    "sizes": [10_000],
+    "d": 2,  # dimension (mixture only)
+    "taus": [0.1],
+    "peers": [],  # words in the names of peers; all if there are none
+    "limit": 600.0,  # seconds a cell may take
+    "device": "cpu",
+    "name": None,  # of the result; by default problem, size, d and τ
+    "output": "outputs/field_error",
+}
 
 
 def clouds(problem: str, size: int, d: int, seed: int = 0):
@@ -65,7 +74,7 @@ LADDER: dict[str, tuple[float, ...]] = {
 STORED = ("GeomLoss tensorized", "dense torch", "POT log")  # hold N×M matrices
 
 
-def settings(peers: list[str], size: int, d: int) -> dict[str, tuple[float, ...]]:
+def ladders(peers: list[str], size: int, d: int) -> dict[str, tuple[float, ...]]:
     def able(peer: str) -> bool:
         if size > 10_000 and peer.startswith(STORED):
             return False
@@ -90,18 +99,18 @@ def drift(peer: str, value: float, x, y, tau: float):
     if peer == "reference":
         backend = "cells" if x.shape[1] <= 3 and n >= 10_000 else "auto"
         return kd.SinkhornDrift(
-            tau, cost="squared", tol=1e-6, max_iterations=20_000, backend=backend
+            tau, cost="squared", tol=1e-6, max_half_steps=20_000, backend=backend
         )(x.double(), y.double())
     if peer == "dense reference":
         return kd.SinkhornDrift(
-            tau, cost="squared", tol=1e-8, max_iterations=20_000, backend="dense"
+            tau, cost="squared", tol=1e-8, max_half_steps=20_000, backend="dense"
         )(x.double(), y.double())
     if peer == "keodrift, tol":
         return kd.SinkhornDrift(tau, cost="squared", tol=value)(x, y)
     if peer == "keodrift one-sided":
         return kd.OneSidedDrift(tau, cost="squared", mask_self=False)(x, y)
     if peer == "keodrift, sweeps":
-        return kd.SinkhornDrift(tau, cost="squared", iterations=2 * int(value) + 1)(x, y)
+        return kd.SinkhornDrift(tau, cost="squared", half_steps=2 * int(value) + 1)(x, y)
     if peer.startswith("GeomLoss"):
         from geomloss import SamplesLoss
 
@@ -173,8 +182,8 @@ def barycentre(x, y, tau: float, sweeps: int):
     return torch.softmax(logits + g, 1) @ y
 
 
-def cell(spec: dict) -> None:
-    """Computes one drift, prints its time and stores it."""
+def cell(spec: dict) -> dict:
+    """Computes one drift, stores it and says what it took."""
     import numpy as np
 
     device, peer, value, tau = (spec[key] for key in ("device", "peer", "value", "tau"))
@@ -192,9 +201,8 @@ def cell(spec: dict) -> None:
     v = drift(peer, value, x, y, tau)
     synchronise(device)
     taken = time.perf_counter() - begun
-    out = {"seconds": taken, "peak_mb": peak_mb(), **marginals(spec, x, y, taken)}
     np.save(spec["path"], v.detach().double().cpu().numpy())
-    print(json.dumps(out))
+    return {"seconds": taken, "peak_mb": peak_mb(), **marginals(spec, x, y, taken)}
 
 
 def marginals(spec: dict, x, y, seconds: float) -> dict:
@@ -208,7 +216,7 @@ def marginals(spec: dict, x, y, seconds: float) -> dict:
 
     peer, value, tau = spec["peer"], spec["value"], spec["tau"]
     if peer in ("keodrift, tol", "keodrift, sweeps"):
-        extra = {"tol": value} if "tol" in peer else {"iterations": 2 * int(value) + 1}
+        extra = {"tol": value} if "tol" in peer else {"half_steps": 2 * int(value) + 1}
         field = kd.SinkhornDrift(tau, cost="squared", **extra).fit(x, y)
         return {"marginal_error": float(field.couplings[0].marginal_error)}
     if not peer.startswith("GeomLoss") or seconds > 20:
@@ -216,7 +224,7 @@ def marginals(spec: dict, x, y, seconds: float) -> dict:
     from geomloss import SamplesLoss
 
     from keodrift.reductions import gibbs_kernel
-    from keodrift.sinkhorn import half_step, marginal_error
+    from keodrift.transport import half_step, marginal_error
 
     backend = peer.split()[1].rstrip(",")
     loss = SamplesLoss(
@@ -244,9 +252,8 @@ def run(spec: dict, limit: float) -> dict:
         return spec | {"error": "missing"}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "v.npy"
-        arguments = ["--cell", json.dumps(spec | {"path": str(path)})]
         # The drift, its marginals, and the start.
-        found = in_own_process(__file__, arguments, 2 * limit + 60)
+        found = in_own_process(__file__, spec | {"path": str(path)}, 2 * limit + 60)
         return spec | found | ({} if "error" in found else {"v": np.load(path)})
 
 
@@ -272,37 +279,21 @@ def distance(v, truth) -> float:
     return float(np.linalg.norm(v - truth) / np.linalg.norm(truth))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--problems", nargs="+", default=["half-trained"], choices=PROBLEMS)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000])
-    parser.add_argument("--d", type=int, default=2, help="dimension (mixture only)")
-    parser.add_argument("--tau", type=float, nargs="+", default=[0.1])
-    parser.add_argument("--peers", nargs="+", default=[], help="words in the names of peers")
-    parser.add_argument("--limit", type=float, default=600.0, help="seconds a cell may take")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--name", help="of the result; by default problem, size, d and τ")
-    parser.add_argument("--output", type=Path, default=Path("outputs/field_error"))
-    parser.add_argument("--cell", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.cell:
-        return cell(json.loads(options.cell))
-
+def main(options) -> None:
     from keodrift.files import write_json
 
     results: list[dict] = []
+    output = Path(options.output)
     label = "-".join([*options.problems, *(f"n{n}" for n in options.sizes), f"d{options.d}"])
-    label = options.name or label + "".join(f"-tau{tau:g}" for tau in options.tau)
+    label = options.name or label + "".join(f"-tau{tau:g}" for tau in options.taus)
 
     def keep(out: dict) -> None:
         results.append(out)
-        write_json(
-            options.output / f"{label}.json", {"machine": machine(options.device), "rows": results}
-        )
+        write_json(output / f"{label}.json", {"machine": machine(options.device), "rows": results})
         print(" | ".join(shown(out)), flush=True)
 
     for problem in options.problems:
-        for tau in options.tau:
+        for tau in options.taus:
             base = {"problem": problem, "d": options.d, "tau": tau, "device": options.device}
             small = base | {"size": 1000, "value": 0}
             pair = [
@@ -312,10 +303,10 @@ def main() -> None:
                 keep(pair[0] | {"v": None, "field_error": distance(pair[0]["v"], pair[1]["v"])})
             for size in options.sizes:
                 base["size"] = size
-                truth = reference(base, 10 * options.limit, options.output / "references")
+                truth = reference(base, 10 * options.limit, output / "references")
                 if "error" in truth:
                     sys.exit(f"the reference failed: {truth['error']}")
-                for peer, values in settings(options.peers, size, options.d).items():
+                for peer, values in ladders(options.peers, size, options.d).items():
                     pace = 0.0  # seconds a unit of effort, of the last setting
                     for value in values:
                         spec = base | {"peer": peer, "value": value}
@@ -332,7 +323,7 @@ def main() -> None:
                             pace = math.inf
                         keep(out)
     print("\n" + table({"machine": machine(options.device), "rows": results}))
-    plot(results, options.output / f"{label}.png")
+    plot(results, output / f"{label}.png")
 
 
 def table(report: dict) -> str:
@@ -387,4 +378,4 @@ def plot(results: list[dict], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    begin(main, SETTINGS, {"problems": PROBLEMS}, cell)

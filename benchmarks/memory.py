@@ -6,31 +6,37 @@ in the plane with M = N: the one-sided field (one log-mass and barycentre a clou
 field after three half-steps. Peaks do not depend on the number of half-steps.
 
     python benchmarks/memory.py                     # 10 000, 30 000 and 100 000 points
-    python benchmarks/memory.py --sizes 10000 --backends tiled keops
-    python benchmarks/memory.py --markdown          # the table of the last run, for a page
+    python benchmarks/memory.py sizes=[10000] backends=[tiled,keops]
+    python benchmarks/memory.py show=true           # the table of the last run, for a page
 
 The exit status is 1 when a streaming engine passes the limit or a cell fails.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
 from pathlib import Path
 
-from common import in_own_process, machine, peak_mb, write
-
-# torch and keodrift are imported inside functions: on Linux a process inherits the peak of the one
-# that starts it, so the parent stays small until the last cell is done.
+from common import begin, in_own_process, machine, peak_mb
 
 FIELDS = ("one-sided", "sinkhorn")
 STREAMING = ("tiled", "keops", "cells")
 MEGABYTE = 1e6
+SETTINGS = {
+    "sizes": [10_000, 30_000, 100_000],
+    "backends": ["dense", *STREAMING],
+    "fields": list(FIELDS),
+    "device": "cpu",  # where the clouds live: cpu or cuda
+    "dense_limit": 10_000,  # largest N for the dense engine
+    "limit_mb": 600.0,  # what a streaming engine may take
+    "show": False,  # print the table in output, measure nothing
+    "output": "outputs/memory",
+}
 
 
-def measure(field: str, backend: str, size: int, device: str) -> dict:
+def measure(spec: dict) -> dict:
     """Runs one cell in this process."""
     import warnings
 
@@ -39,6 +45,7 @@ def measure(field: str, backend: str, size: int, device: str) -> dict:
     import keodrift as kd
     from keodrift.errors import BackendWarning
 
+    field, backend, size, device = (spec[key] for key in ("field", "backend", "size", "device"))
     # A stand-in engine would be measured under the wrong name.
     warnings.simplefilter("error", BackendWarning)
     generator = torch.Generator().manual_seed(0)
@@ -47,7 +54,7 @@ def measure(field: str, backend: str, size: int, device: str) -> dict:
     drift = (
         kd.OneSidedDrift(0.1, backend=backend)
         if field == "one-sided"
-        else kd.SinkhornDrift(0.1, iterations=3, backend=backend)
+        else kd.SinkhornDrift(0.1, half_steps=3, backend=backend)
     )
     before, start = peak_mb(), time.perf_counter()
     velocity = drift(x, y)
@@ -64,13 +71,6 @@ def measure(field: str, backend: str, size: int, device: str) -> dict:
         cell["device_mb"] = torch.cuda.max_memory_allocated() / MEGABYTE
         cell["device"] = torch.cuda.get_device_name()
     return cell
-
-
-def run_cell(field: str, backend: str, size: int, device: str) -> dict:
-    """Runs one cell in a process of its own; a failure becomes part of the result."""
-    cell = {"field": field, "backend": backend, "size": size}
-    arguments = ["--device", device, "--cell", field, backend, str(size)]
-    return cell | in_own_process(__file__, arguments)
 
 
 def table(report: dict) -> str:
@@ -134,39 +134,15 @@ def plot(report: dict, path: Path) -> None:
     save_figure(figure, path)
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 30_000, 100_000])
-    parser.add_argument(
-        "--backends", nargs="+", default=["dense", *STREAMING], choices=["dense", *STREAMING]
-    )
-    parser.add_argument("--fields", nargs="+", default=list(FIELDS), choices=FIELDS)
-    parser.add_argument("--device", default="cpu", help="where the clouds live: cpu or cuda")
-    parser.add_argument(
-        "--dense-limit", type=int, default=10_000, help="largest N for the dense engine"
-    )
-    parser.add_argument(
-        "--limit-mb", type=float, default=600.0, help="what a streaming engine may take"
-    )
-    parser.add_argument("--output", type=Path, default=Path("outputs/memory"))
-    parser.add_argument(
-        "--markdown", action="store_true", help="print the table in --output, measure nothing"
-    )
-    parser.add_argument("--cell", nargs=3, help=argparse.SUPPRESS)
-    return parser.parse_args()
+def main(options) -> int:
+    from keodrift.errors import OptionError
+    from keodrift.files import write_json
 
-
-def main() -> int:
-    options = arguments()
-    if options.cell is not None:
-        field, backend, size = options.cell
-        print(json.dumps(measure(field, backend, int(size), options.device)))
-        return 0
-    results = options.output / "memory.json"
-    if options.markdown:
+    output = Path(options.output)
+    results = output / "memory.json"
+    if options.show:
         if not results.exists():
-            print(f"{results} does not exist: run without --markdown first.", file=sys.stderr)
-            return 2
+            raise OptionError("show", f"no {results}", "a run without it first")
         print(table(json.loads(results.read_text())))
         return 0
 
@@ -174,24 +150,24 @@ def main() -> int:
     report = {
         "machine": machine(options.device),
         "limit_mb": options.limit_mb,
-        "sizes": options.sizes,
+        "sizes": list(options.sizes),
         "cells": cells,
     }
     for field in options.fields:
         for backend in options.backends:
             for size in options.sizes:
                 name = f"{field}, {backend}, N = M = {size:,}"
+                cell = {"field": field, "backend": backend, "size": size}
                 if backend == "dense" and size > options.dense_limit:
-                    cell = {"field": field, "backend": backend, "size": size}
-                    cell["refused"] = f"above --dense-limit {options.dense_limit}"
+                    cell["refused"] = f"above dense_limit {options.dense_limit}"
                 else:
                     print(f"{name} …", file=sys.stderr, flush=True)
-                    cell = run_cell(field, backend, size, options.device)
+                    cell |= in_own_process(__file__, cell | {"device": options.device})
                     if "error" in cell:
                         print(f"{name}: {cell['error']}", file=sys.stderr)
                 cells.append(cell)
-                write(results, report)
-    plot(report, options.output / "memory.png")
+                write_json(results, report)
+    plot(report, output / "memory.png")
     print(table(report))
     measured = [cell for cell in cells if cell["backend"] in STREAMING and "peak_mb" in cell]
     over = [cell for cell in measured if judged(cell) > options.limit_mb]
@@ -203,4 +179,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    choices = {"backends": ["dense", *STREAMING], "fields": FIELDS}
+    begin(main, SETTINGS, choices, measure)

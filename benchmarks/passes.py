@@ -1,7 +1,7 @@
 """Speed of one pass: pairs per second of the two verbs, beside stock KeOps and the machine itself.
 
     python benchmarks/passes.py
-    python benchmarks/passes.py --dimensions 2 6 --device cuda
+    python benchmarks/passes.py dimensions=[2,6] device=cuda
 
 For every dimension one run measures, on the same clouds in float32 under exp(−‖x−y‖²/τ):
 KeOps' own logsumexp and sumsoftmaxweight, each engine's log-mass and barycentre (without a guess
@@ -11,17 +11,25 @@ of the tiled engine: the same blocks' matrix products and exponentials with noth
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
-from common import machine, markdown, seconds
+from common import begin, machine, markdown, seconds
 
 from keodrift.files import write_json
 from keodrift.plots import new_figure, save_figure
 from keodrift.reductions import gibbs_kernel
-from keodrift.reductions.tiled import TILE_PAIRS
+from keodrift.reductions.engines.tiled import TILE_PAIRS
 
+SETTINGS = {
+    "dimensions": [2, 3, 6, 16, 64],
+    "size": 20_000,  # N = M; halved above d = 6
+    "engines": ["tiled", "keops"],
+    "device": "cpu",
+    "repeats": 3,
+    "name": "passes",  # of the files written
+    "output": "outputs/passes",
+}
 VERBS = ("log-mass", "log-mass, guess", "barycentre", "barycentre, guess")
 
 
@@ -49,7 +57,7 @@ def ours(x: torch.Tensor, y: torch.Tensor, tau: float, engine: str) -> dict:
         "log-mass": lambda: kernel.log_mass(bias),
         "log-mass, guess": lambda: kernel.log_mass(bias, guess),
         "barycentre": lambda: kernel.barycentre(bias),
-        "barycentre, guess": lambda: kernel.barycentre(bias, shift=guess),
+        "barycentre, guess": lambda: kernel.barycentre(bias, guess=guess),
     }
 
 
@@ -89,17 +97,7 @@ def table(report: dict) -> str:
     return markdown(["d, engine", *VERBS], rows) + "\n\n" + note
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dimensions", type=int, nargs="+", default=[2, 3, 6, 16, 64])
-    parser.add_argument("--size", type=int, default=20_000, help="N = M; halved above d = 6")
-    parser.add_argument("--engines", nargs="+", default=["tiled", "keops"])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=Path("outputs/passes"))
-    parser.add_argument("--name", default="passes", help="of the files written")
-    options = parser.parse_args()
-
+def main(options) -> None:
     results = []
     for d in options.dimensions:
         size = options.size if d <= 6 else options.size // 2
@@ -116,7 +114,7 @@ def main() -> None:
                 print(f"d = {d:3d}  {peer:12s} {verb:18s} {rate:8.0f} million pairs/s", flush=True)
 
     report = {"machine": machine(options.device), "rows": results}
-    write_json(options.output / f"{options.name}.json", report)
+    write_json(Path(options.output) / f"{options.name}.json", report)
     print("\n" + table(report))
 
     def rate(d: int, peer: str, verb: str) -> float:
@@ -134,8 +132,8 @@ def main() -> None:
         panel.set_ylabel("million pairs per second")
         panel.set_title(f"{verb}, one pass in float32", fontsize="medium")
         panel.legend(fontsize="small")
-    save_figure(figure, options.output / f"{options.name}.png")
+    save_figure(figure, Path(options.output) / f"{options.name}.png")
 
 
 if __name__ == "__main__":
-    main()
+    begin(main, SETTINGS)

@@ -1,10 +1,10 @@
 """How the time and the memory of one converged field grow with the number of points.
 
     python benchmarks/scaling.py
-    python benchmarks/scaling.py --problems checkerboard --tau 0.01 --sizes 25000 100000
-    python benchmarks/scaling.py --backends auto keops --sizes 10000 30000 100000
+    python benchmarks/scaling.py problems=[checkerboard] taus=[0.01] sizes=[25000,100000]
+    python benchmarks/scaling.py backends=[auto,keops] sizes=[10000,30000,100000]
 
-Each cell solves one Sinkhorn field (data and model coupling) to --tol in a process of its own and
+Each cell solves one Sinkhorn field (data and model coupling) to ``tol`` in a process of its own and
 evaluates it at all particles, under exp(−‖x−y‖²/τ) in float32. GeomLoss' multiscale gradient at
 scaling 0.9 stands beside it; what either is worth, `field_error.py` says. Results are written after
 every cell.
@@ -12,18 +12,27 @@ every cell.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from pathlib import Path
 
-from common import in_own_process, machine, markdown, peak_mb, synchronise
+from common import begin, in_own_process, machine, markdown, peak_mb, synchronise
 
 GEOMLOSS = "GeomLoss multiscale 0.9"
+SETTINGS = {
+    "problems": ["half-trained", "checkerboard"],
+    "sizes": [25_000, 100_000, 400_000, 1_000_000],
+    "taus": [0.1, 0.01],
+    "tol": 1e-3,
+    "backends": ["auto", GEOMLOSS],
+    "limit": 400.0,  # seconds a cell may take
+    "device": "cpu",
+    "name": "scaling",  # of the result
+    "output": "outputs/scaling",
+}
 
 
-def cell(spec: dict) -> None:
-    """Solves one field in this process and prints what it took."""
+def cell(spec: dict) -> dict:
+    """Solves one field in this process and says what it took."""
     from field_error import clouds, drift
 
     import keodrift as kd
@@ -38,8 +47,8 @@ def cell(spec: dict) -> None:
         field = recipe.fit(x, y)
         field()
         synchronise(spec["device"])
-        engines = {c.kernel.engine for c in field.couplings}
-        steps = [c.iterations for c in field.couplings]
+        engines = {c.problem.kernel.engine.name for c in field.couplings}
+        steps = [c.half_steps for c in field.couplings]
         error = float(field.marginal_error)
         return {"engine": "+".join(sorted(engines)), "half_steps": steps, "marginal_error": error}
 
@@ -49,33 +58,16 @@ def cell(spec: dict) -> None:
     out = solve(x, y)
     out["seconds"] = time.perf_counter() - begun
     out["peak_mb"] = peak_mb()
-    print(json.dumps(out))
+    return out
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--problems", nargs="+", default=["half-trained", "checkerboard"])
-    parser.add_argument(
-        "--sizes", type=int, nargs="+", default=[25_000, 100_000, 400_000, 1_000_000]
-    )
-    parser.add_argument("--tau", type=float, nargs="+", default=[0.1, 0.01])
-    parser.add_argument("--tol", type=float, default=1e-3)
-    parser.add_argument("--backends", nargs="+", default=["auto", GEOMLOSS])
-    parser.add_argument("--limit", type=float, default=400.0, help="seconds a cell may take")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--name", default="scaling", help="of the result")
-    parser.add_argument("--output", type=Path, default=Path("outputs/scaling"))
-    parser.add_argument("--cell", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.cell:
-        return cell(json.loads(options.cell))
-
+def main(options) -> None:
     from keodrift.files import write_json
     from keodrift.plots import new_figure, save_figure
 
     results: list[dict] = []
     shared = {"tol": options.tol, "device": options.device}
-    lines = [(p, t, b) for p in options.problems for t in options.tau for b in options.backends]
+    lines = [(p, t, b) for p in options.problems for t in options.taus for b in options.backends]
     report = {"machine": machine(options.device), "tol": options.tol, "rows": results}
     for problem, tau, backend in lines:
         found: dict = {}
@@ -85,10 +77,10 @@ def main() -> None:
                 found = {"error": "over the limit before, not run"}
                 results.append(spec | found)
                 continue
-            found = in_own_process(__file__, ["--cell", json.dumps(spec)], options.limit)
+            found = in_own_process(__file__, spec, options.limit)
             results.append(spec | found)
             print(results[-1], flush=True)
-            write_json(options.output / f"{options.name}.json", report)
+            write_json(Path(options.output) / f"{options.name}.json", report)
     print("\n" + table(report))
     figure, axes = new_figure(6, 4)
     panel = axes[0][0]
@@ -106,7 +98,7 @@ def main() -> None:
     panel.set_xlabel("points N = M")
     panel.set_ylabel("time of one converged field [s]")
     panel.legend(fontsize="x-small")
-    save_figure(figure, options.output / f"{options.name}.png")
+    save_figure(figure, Path(options.output) / f"{options.name}.png")
 
 
 def line_of(row: dict) -> tuple[str, float, str]:
@@ -136,4 +128,4 @@ def table(report: dict) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    begin(main, SETTINGS, cell=cell)

@@ -1,7 +1,7 @@
 """How many half-steps a solve takes: plain, extrapolated, and from a coarse start.
 
     python benchmarks/solver.py
-    python benchmarks/solver.py --size 10000 --tolerances 1e-3 --seeds 1
+    python benchmarks/solver.py size=10000 tolerances=[1e-3] seeds=1
 
 Each half-step is one pass over all pairs. Counted are those on the full problem, the one of the
 barycentre included; coarse levels cost a fraction of one. *Plain* alternates from g = 0, *Anderson*
@@ -12,24 +12,30 @@ plain alternation, or float32 misses a tolerance that float64 reaches.
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from pathlib import Path
 
 import torch
-from common import machine, markdown
-from field_error import clouds
+from common import begin, machine, markdown
+from field_error import PROBLEMS, clouds
 from tqdm.auto import tqdm
 
-from keodrift.costs import as_cost
+from keodrift.costs import squared
 from keodrift.files import write_json
-from keodrift.multilevel import coarse_start
-from keodrift.reductions import gibbs_kernel
-from keodrift.sinkhorn import half_step, marginal_error, solve
+from keodrift.transport import EntropicProblem, Sinkhorn, coarse, half_step, marginal_error, zero
 
-PROBLEMS = ("half-trained", "checkerboard", "blob", "mixture")
 WAYS = ("plain", "Anderson", "coarse start", "coarse start, float32")
+SETTINGS = {
+    "problems": ["half-trained", "checkerboard", "blob", "mixture"],
+    "size": 2000,
+    "d": 6,  # dimension (mixture only)
+    "taus": [0.1, 0.01],
+    "tolerances": [1e-3, 1e-4],
+    "seeds": 3,
+    "cap": 4000,  # half-steps at most
+    "device": "cpu",
+    "output": "outputs/solver",
+}
 
 
 def count(way: str, x, y, tau: float, tol: float, cap: int) -> tuple[int, float, float]:
@@ -37,8 +43,8 @@ def count(way: str, x, y, tau: float, tol: float, cap: int) -> tuple[int, float,
     if way.endswith("float32"):
         x, y = x.float(), y.float()
     a, b = (z.new_full((len(z),), 1 / len(z), dtype=torch.float64) for z in (x, y))
-    cost = as_cost("squared")
-    kernel = gibbs_kernel(x, y, cost, tau)
+    problem = EntropicProblem(x, y, a, b, squared, tau)
+    kernel = problem.kernel
     begun = time.perf_counter()
     if way == "plain":
         g, steps, error = torch.zeros_like(b), 0, torch.inf
@@ -46,10 +52,9 @@ def count(way: str, x, y, tau: float, tol: float, cap: int) -> tuple[int, float,
             image = half_step(kernel.T, a, half_step(kernel, b, g))
             g, error, steps = image, float(marginal_error(b, g, image)), steps + 2
         return steps + 1, error, time.perf_counter() - begun
-    options = {"tol": tol, "max_iterations": cap}
-    start = coarse_start(x, y, a, b, cost, tau, **options) if way.startswith("coarse") else None
-    found = solve(kernel, a, b, start=start, warn=False, **options)
-    return found.iterations, float(found.error), time.perf_counter() - begun
+    solver = Sinkhorn(tol=tol, max_half_steps=cap)
+    found = solver.solve(problem, coarse if way.startswith("coarse") else zero)
+    return found.half_steps, float(found.error), time.perf_counter() - begun
 
 
 def table(report: dict) -> str:
@@ -71,20 +76,8 @@ def table(report: dict) -> str:
     return markdown(header, rows) + "\n\n" + note
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=PROBLEMS)
-    parser.add_argument("--size", type=int, default=2000)
-    parser.add_argument("--d", type=int, default=6, help="dimension (mixture only)")
-    parser.add_argument("--tau", type=float, nargs="+", default=[0.1, 0.01])
-    parser.add_argument("--tolerances", type=float, nargs="+", default=[1e-3, 1e-4])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--cap", type=int, default=4000, help="half-steps at most")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--output", type=Path, default=Path("outputs/solver"))
-    options = parser.parse_args()
-
-    cases = [(p, t, e) for p in options.problems for t in options.tau for e in options.tolerances]
+def main(options) -> int:
+    cases = [(p, t, e) for p in options.problems for t in options.taus for e in options.tolerances]
     results, failed = [], []
     for problem, tau, tol in tqdm(cases, unit="problem"):
         for seed in range(options.seeds):
@@ -103,11 +96,11 @@ def main() -> int:
             if coarse["error"] <= tol < single["error"]:
                 failed.append(f"{problem}, τ = {tau:g}, tol {tol:g}, seed {seed}: float32 missed")
             report = {"machine": machine(options.device), "size": options.size, "cap": options.cap}
-            write_json(options.output / "solver.json", report | {"rows": results})
+            write_json(Path(options.output) / "solver.json", report | {"rows": results})
     print("\n" + table(report | {"rows": results}))
     print("\n".join(failed))
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    begin(main, SETTINGS, {"problems": PROBLEMS})

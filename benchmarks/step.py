@@ -1,9 +1,9 @@
 """The drift of one training step at a small batch, beside a dense matrix rescaled in place.
 
     python benchmarks/step.py
-    python benchmarks/step.py --batch 500 --tau 0.05 --steps 200
+    python benchmarks/step.py batch=500 taus=[0.05] steps=200
 
-A residual generator (16 → 256, six blocks) learns a planar target with fresh data every step, batch
+A residual network (16 → 256, six blocks) learns a planar target with fresh data every step, batch
 1024, kernel exp(−‖x−y‖²/τ). Along one training run every peer is given the same batches and asked
 for the field of 20 Sinkhorn sweeps, or for one solved to tol = 1e-2, from a cold start or warm from
 the last step. The peer writes the logits −C/τ once and subtracts a log-sum-exp over rows and
@@ -12,18 +12,26 @@ columns in place at every half-step, cross and self problem both.
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 
 import torch
-from common import machine, markdown
+from common import begin, machine, markdown
 
 import keodrift as kd
 from keodrift.data import sample_target
 from keodrift.files import write_json
-from keodrift.flow import WarmStart
 from keodrift.networks import ResidualMLP
+
+SETTINGS = {
+    "targets": ["eight_gaussians", "checkerboard"],
+    "taus": [0.1, 0.01],
+    "batch": 1024,
+    "steps": 300,
+    "warm_up": 100,  # steps before times count
+    "device": "cpu",
+    "output": "outputs/step",
+}
 
 
 def in_place(x: torch.Tensor, y: torch.Tensor, tau: float, sweeps: int) -> torch.Tensor:
@@ -40,19 +48,17 @@ def in_place(x: torch.Tensor, y: torch.Tensor, tau: float, sweeps: int) -> torch
 
 
 class Timed:
-    """Calls a drift and keeps the time and the half-steps of each call."""
+    """Calls a function of two clouds and keeps the time of each call."""
 
-    def __init__(self, drift) -> None:
-        self.drift, self.seconds, self.half_steps = drift, [], []
+    def __init__(self, function) -> None:
+        self.function, self.seconds, self.half_steps = function, [], []
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         begun = time.perf_counter()
-        v = self.drift(x, y)
+        v = self.function(x, y)
         if x.is_cuda:
             torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - begun)
-        if isinstance(self.drift, WarmStart):
-            self.half_steps.append([c.iterations for c in self.drift.field.couplings])
         return v
 
     def milliseconds(self, skip: int) -> float:
@@ -60,7 +66,20 @@ class Timed:
         return 1e3 * rest[len(rest) // 2]
 
 
-def measure(target: str, tau: float, options: argparse.Namespace) -> list[dict]:
+class Warm(Timed):
+    """A drift that begins each solve at the potential of the last one, its half-steps kept."""
+
+    def __init__(self, drift: kd.SinkhornDrift) -> None:
+        super().__init__(self.warm)
+        self.drift, self.field = drift, None
+
+    def warm(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        self.field = self.drift.fit(x, y, start=self.field)
+        self.half_steps.append([coupling.half_steps for coupling in self.field.couplings])
+        return self.field()
+
+
+def measure(target: str, tau: float, options) -> list[dict]:
     device, sweeps = options.device, 20
     network = ResidualMLP().to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-4)
@@ -71,10 +90,10 @@ def measure(target: str, tau: float, options: argparse.Namespace) -> list[dict]:
 
     peers = {
         "dense, rescaled in place, 20 sweeps": Timed(lambda x, y: in_place(x, y, tau, sweeps)),
-        "keodrift, 20 sweeps": Timed(drift(iterations=2 * sweeps + 1)),
+        "keodrift, 20 sweeps": Timed(drift(half_steps=2 * sweeps + 1)),
         "keodrift, tol 1e-2, cold": Timed(drift(tol=1e-2)),
-        "keodrift, tol 1e-2, warm": Timed(WarmStart(drift(tol=1e-2))),
-        "keodrift, tol 1e-3, warm": Timed(WarmStart(drift(tol=1e-3))),
+        "keodrift, tol 1e-2, warm": Warm(drift(tol=1e-2)),
+        "keodrift, tol 1e-3, warm": Warm(drift(tol=1e-3)),
     }
     fields, others = {}, []
     for step in range(options.steps):
@@ -114,26 +133,16 @@ def measure(target: str, tau: float, options: argparse.Namespace) -> list[dict]:
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--targets", nargs="+", default=["eight_gaussians", "checkerboard"])
-    parser.add_argument("--tau", type=float, nargs="+", default=[0.1, 0.01])
-    parser.add_argument("--batch", type=int, default=1024)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--warm-up", type=int, default=100, help="steps before times count")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--output", type=Path, default=Path("outputs/step"))
-    options = parser.parse_args()
-
+def main(options) -> None:
     results = []
     for target in options.targets:
-        for tau in options.tau:
+        for tau in options.taus:
             torch.manual_seed(0)
             results += measure(target, tau, options)
             for row in results[-6:]:
                 print(row, flush=True)
             report = {"machine": machine(options.device), "batch": options.batch, "rows": results}
-            write_json(options.output / "step.json", report)
+            write_json(Path(options.output) / "step.json", report)
     print("\n" + table(report))
 
 
@@ -151,4 +160,4 @@ def table(report: dict) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    begin(main, SETTINGS)

@@ -2,8 +2,8 @@
 
 truth     the field of n samples against the closed form between Gaussians, n up to 10⁵
 noise     how much the field at fixed points varies from batch to batch
-quality   W₂² of trained 2D generators against the batch, at equal samples seen and at equal time
-masses    a generator that begins with the wrong mode masses, against the batch
+quality   W₂² of trained 2D networks against the batch, at equal samples seen and at equal time
+masses    a network that begins with the wrong mode masses, against the batch
 
 In each, 20 Sinkhorn sweeps stand beside the converged field.
 
@@ -16,25 +16,25 @@ numbers land in output.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from wrong_masses import configured, draw, wrong
 
 import keodrift as kd
 from keodrift.data import get_target, sample_target
-from keodrift.files import atomic_path, write_json
+from keodrift.files import write_json
 from keodrift.gaussians import gaussian_one_sided_drift, gaussian_sinkhorn_drift
 from keodrift.metrics import wasserstein_squared
 from keodrift.networks import MLP, sample
 from keodrift.plots import new_figure, save_figure
-from keodrift.reproduce.cells import run_missing
+from keodrift.settings import run_script
+from keodrift.studies import Row, Study, markdown_table, run_study
 from keodrift.tasks import target_batches
 from keodrift.training import Batch, Objective, Trainer
 
@@ -52,64 +52,62 @@ SETTINGS = {
         "tau": 0.05,
         "seconds": 60.0,  # of training, a cell
         "samples": 4_194_304,  # data points seen, at most
+        "judged": 2000,  # points whose W₂² is measured
     },
     "masses": {"batches": [256, 1024, 4096, 16_384], "taus": [0.1], "seconds": 60.0},
     "workers": 2,
-    "quick": False,
     "output": "outputs/large_batch",
 }
 QUICK = {
     "truth": {"sizes": [100, 316], "dimensions": [2], "taus": [1.0]},
     "noise": {"batches": [64, 128], "draws": 2},
-    "quality": {"targets": ["checkerboard"], "batches": [64, 128], "seconds": 1.0},
-    "masses": {"batches": [64, 128], "seconds": 1.0},
+    "quality": {"targets": ["checkerboard"], "batches": [64, 128], "seconds": 0.1, "judged": 100},
+    "masses": {"batches": [64, 128], "seconds": 0.1},
     "workers": 1,
 }
 FIELDS = ("20 sweeps", "converged")
 SWEEPS_UP_TO = 4096  # a batch beyond which 20 sweeps leave a minute only a few steps
-TRUTH = {"Sinkhorn": gaussian_sinkhorn_drift, "one-sided": gaussian_one_sided_drift}
+TRUTH = {
+    "Sinkhorn": (partial(kd.SinkhornDrift, tol=1e-4), gaussian_sinkhorn_drift),
+    "one-sided": (partial(kd.OneSidedDrift, mask_self=False), gaussian_one_sided_drift),
+}
 
 
 def drift_of(field: str, tau: float):
     if field == "one-sided":
         return kd.OneSidedDrift(tau, cost="squared")
     if field == "20 sweeps":
-        return kd.SinkhornDrift(tau, cost="squared", iterations=41)
+        return kd.SinkhornDrift(tau, cost="squared", half_steps=41)
     return kd.SinkhornDrift(tau, cost="squared", tol=1e-3)
 
 
 # (a) The field of n samples against the truth.
 
 
-def truth(spec: dict, path: Path) -> None:
+def truth(spec: dict) -> Row:
     """Mean squared error of the empirical field at 1000 fresh points of the model."""
     n, d, tau = spec["n"], spec["d"], spec["tau"]
     eye = torch.eye(d, dtype=torch.float64)
     q, p = (torch.zeros(d).double(), eye), (torch.full((d,), 1 / math.sqrt(d)).double(), eye / 4)
     rows = {}
-    for name, exact in TRUTH.items():
-        recipe = (
-            kd.SinkhornDrift(tau, tol=1e-4)
-            if name == "Sinkhorn"
-            else kd.OneSidedDrift(tau, mask_self=False)
-        )
+    for name, (drift, exact) in TRUTH.items():
         errors = []
         for seed in range(3 if n <= 10_000 else 1):
             draw = torch.Generator().manual_seed(seed)
             x = torch.randn(n, d, generator=draw)
             y = torch.randn(n, d, generator=draw) / 2 + 1 / math.sqrt(d)
             z = torch.randn(1000, d, generator=draw)
-            error = recipe.fit(x, y)(z).double() - exact(z, q, p, tau)
+            error = drift(tau).fit(x, y)(z).double() - exact(z, q, p, tau)
             errors.append(float(error.square().sum(-1).mean()))
         rows[name] = statistics.fmean(errors)
     size = float(gaussian_sinkhorn_drift(z, q, p, tau).square().sum(-1).mean())
-    write_json(path, spec | {"mse": rows, "mean_square": size})
+    return {"mse": rows, "mean_square": size}
 
 
-# (c) Noise of the field from batch to batch.
+# (b) Noise of the field from batch to batch.
 
 
-def noise(spec: dict, path: Path) -> None:
+def noise(spec: dict) -> Row:
     """Mean variance over batches of V at 200 fixed points, half-trained eight Gaussians."""
     batch, draws = spec["batch"], spec["draws"]
     fixed = torch.Generator().manual_seed(0)
@@ -122,29 +120,24 @@ def noise(spec: dict, path: Path) -> None:
         x = x + 0.2 * torch.randn(batch, 2, generator=draw)
         values.append(drift_of(spec["field"], spec["tau"]).fit(x, y)(z))
     stack = torch.stack(values).double()
-    write_json(
-        path,
-        spec
-        | {
-            "variance": float(stack.var(0).sum(-1).mean()),
-            "mean_square": float(stack.mean(0).square().sum(-1).mean()),
-            "seconds": (time.perf_counter() - began) / draws,
-        },
-    )
+    return {
+        "variance": float(stack.var(0).sum(-1).mean()),
+        "mean_square": float(stack.mean(0).square().sum(-1).mean()),
+        "seconds": (time.perf_counter() - began) / draws,
+    }
 
 
-# (b), (d) Generators.
+# (c), (d) Networks.
 
 
 def trained(
     network: MLP,
     batches: Callable[[torch.Generator], Batch],
-    drift,
-    size: int,
-    spec: dict,
     judge: Callable[[torch.nn.Module], dict],
-) -> list[dict]:
+    spec: dict,
+) -> list[Row]:
     """Trains until the time or the samples are used up; judges a dozen times on the way."""
+    size, drift = spec["batch"], drift_of(spec["field"], spec["tau"])
     optimizer = torch.optim.Adam(network.parameters(), lr=spec["lr"])
     random = torch.Generator().manual_seed(spec["seed"])
     trainer = Trainer(network, batches, Objective(drift), optimizer, random, ema=0.9)
@@ -161,32 +154,32 @@ def trained(
     return rows
 
 
-def quality(spec: dict, path: Path) -> None:
-    target, size = spec["target"], spec["batch"]
+def quality(spec: dict) -> Row:
+    target, count = spec["target"], spec["judged"]
     network = MLP(width=128, hidden=3, seed=spec["seed"])
-    real = sample_target(target, 2000, torch.Generator().manual_seed(99))
-    other = sample_target(target, 2000, torch.Generator().manual_seed(98))
+    real, other = (
+        sample_target(target, count, torch.Generator().manual_seed(seed)) for seed in (99, 98)
+    )
 
     def judge(model: torch.nn.Module) -> dict:
-        points = sample(model, 2000, torch.Generator().manual_seed(97))
-        return {"w2": wasserstein_squared(points, real)}
+        points = sample(model, count, torch.Generator().manual_seed(97))
+        return {"w2_squared": wasserstein_squared(points, real)}
 
-    drift = drift_of(spec["field"], spec["tau"])
-    rows = trained(
-        network, target_batches(network, get_target(target), size), drift, size, spec, judge
-    )
-    write_json(path, spec | {"floor": wasserstein_squared(other, real), "rows": rows})
+    batches = target_batches(network, get_target(target), spec["batch"])
+    rows = trained(network, batches, judge, spec)
+    return {"floor": wasserstein_squared(other, real), "rows": rows}
 
 
-def masses(spec: dict, path: Path) -> None:
+def masses(spec: dict) -> Row:
     """From 90/10 on two modes to 50/50: how fast the share of the first mode falls."""
-    size = spec["batch"]
     network = MLP(width=128, hidden=3, seed=0)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
 
     def unbalanced(random: torch.Generator) -> Batch:
         noise = torch.randn(1024, 2, generator=random)
-        return Batch((noise,), draw(wrong(2), 1024, 2, random))
+        centre = torch.tensor([2.0, 0.0]).repeat(1024, 1)
+        centre[922:] *= -1  # 90 % lie at (2, 0)
+        return Batch((noise,), centre + 0.1 * torch.randn(1024, 2, generator=random))
 
     begin = Objective(kd.SinkhornDrift(0.1, cost="squared", tol=1e-3))
     Trainer(network, unbalanced, begin, optimizer, torch.Generator().manual_seed(0)).run(
@@ -199,199 +192,215 @@ def masses(spec: dict, path: Path) -> None:
         between = (points[:, 0].abs() < 1.5).double().mean()
         return {"heavy": float(left.double().mean()), "between": float(between)}
 
-    drift = drift_of(spec["field"], spec["tau"])
-    batches = target_batches(network, get_target("two_modes"), size)
-    write_json(path, spec | {"rows": trained(network, batches, drift, size, spec, judge)})
+    batches = target_batches(network, get_target("two_modes"), spec["batch"])
+    return {"rows": trained(network, batches, judge, spec)}
 
 
-# Cells, figures, tables.
-
-WORK = {"truth": truth, "noise": noise, "quality": quality, "masses": masses}
+# Cells, tables, figures.
 
 
-def work(spec: dict, path: Path) -> None:
-    WORK[spec["part"]](spec, path)
-
-
-def cells_of(config) -> list[dict]:
-    cells: list[dict] = []
-    for part in config.parts:
-        s = config[part]
-        if part == "truth":
-            for d in s.dimensions:
-                cells += [
-                    {"part": part, "d": d, "tau": tau, "n": n} for tau in s.taus for n in s.sizes
-                ]
-            continue
-        fields = ("one-sided", *FIELDS) if part == "noise" else FIELDS
-        for field in fields:
-            for batch in s.batches:
-                if part != "noise" and field == "20 sweeps" and batch > SWEEPS_UP_TO:
-                    continue
-                spec = {"part": part, "field": field, "batch": batch}
-                if part == "noise":
-                    cells += [spec | {"tau": tau, "draws": s.draws} for tau in s.taus]
-                    continue
-                spec |= {"seconds": s.seconds, "samples": config.quality.samples, "lr": 1e-3}
-                if part == "masses":
-                    cells += [spec | {"tau": tau, "seed": 0} for tau in s.taus]
-                else:
-                    cells += [spec | {"tau": s.tau, "seed": 0, "target": t} for t in s.targets]
-    return cells
+def cells_of(part: str, s, samples: int) -> list[dict]:
+    """The specs of one part."""
+    if part == "truth":
+        return [
+            {"part": part, "d": d, "tau": tau, "n": n}
+            for d in s.dimensions
+            for tau in s.taus
+            for n in s.sizes
+        ]
+    if part == "noise":
+        return [
+            {"part": part, "field": field, "batch": batch, "tau": tau, "draws": s.draws}
+            for field in ("one-sided", *FIELDS)
+            for batch in s.batches
+            for tau in s.taus
+        ]
+    shared = {"seconds": s.seconds, "samples": samples, "lr": 1e-3}
+    if part == "masses":
+        own = [{"tau": tau, "seed": 0} for tau in s.taus]
+    else:
+        own = [{"tau": s.tau, "seed": 0, "target": t, "judged": s.judged} for t in s.targets]
+    return [
+        {"part": part, "field": field, "batch": batch} | shared | one
+        for field in FIELDS
+        for batch in s.batches
+        if field != "20 sweeps" or batch <= SWEEPS_UP_TO
+        for one in own
+    ]
 
 
 def name_of(spec: dict) -> str:
-    skip = ("lr", "samples")
+    skip = ("lr", "samples", "judged")
     return "-".join(str(v).replace(" ", "_") for k, v in spec.items() if k not in skip)
 
 
-def figure_truth(rows: list[dict], axes) -> list[str]:
-    lines = [
-        "| d | τ | slope, Sinkhorn | slope, one-sided | largest n |",
-        "|---:|---:|---:|---:|---:|",
-    ]
-    for d in dict.fromkeys(r["d"] for r in rows):
-        for tau in dict.fromkeys(r["tau"] for r in rows):
-            mine = sorted((r for r in rows if (r["d"], r["tau"]) == (d, tau)), key=lambda r: r["n"])
-            slopes = []
-            for field in TRUTH:
-                xs = [math.log(r["n"]) for r in mine]
-                ys = [math.log(r["mse"][field]) for r in mine]
-                slopes.append(statistics.linear_regression(xs, ys).slope)
-            lines.append(
-                f"| {d} | {tau:g} | {slopes[0]:.2f} | {slopes[1]:.2f} | {mine[-1]['n']:,} |"
-            )
-            if tau == 1.0:
-                panel = [r["mse"]["Sinkhorn"] / r["mean_square"] for r in mine]
-                axes.plot([r["n"] for r in mine], panel, "o-", label=f"d = {d}")
+def by(rows: list[Row], *keys: str) -> dict[tuple, list[Row]]:
+    """Rows that share the values of keys, as they come."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups
+
+
+def table_truth(rows: list[Row]) -> str:
+    lines = []
+    for (d, tau), mine in by(rows, "d", "tau").items():
+        ns = [math.log(r["n"]) for r in mine]
+        errors = ([math.log(r["mse"][field]) for r in mine] for field in TRUTH)
+        slopes = [f"{statistics.linear_regression(ns, e).slope:.2f}" for e in errors]
+        lines.append([d, f"{tau:g}", *slopes, f"{max(r['n'] for r in mine):,}"])
+    return markdown_table("d:|τ:|slope, Sinkhorn:|slope, one-sided:|largest n:", lines)
+
+
+def draw_truth(rows: list[Row], axes) -> None:
+    for (d,), mine in by([r for r in rows if r["tau"] == 1.0], "d").items():
+        errors = [r["mse"]["Sinkhorn"] / r["mean_square"] for r in mine]
+        axes.plot([r["n"] for r in mine], errors, "o-", label=f"d = {d}")
     ns = sorted({r["n"] for r in rows})
     rate = [math.log(n) / math.sqrt(n) for n in ns]
     axes.plot(ns, rate, "k:", label="log(n)/√n, the proposition's rate")
-    axes.set_xlabel("samples n a cloud")
-    axes.set_ylabel("mean squared error / mean ‖V‖²")
+    axes.set(xlabel="samples n a cloud", ylabel="mean squared error / mean ‖V‖²")
     axes.set_title("The field of n samples against the truth, τ = 1", fontsize="medium")
-    return lines
 
 
-def figure_noise(rows: list[dict], axes) -> list[str]:
+def table_noise(rows: list[Row]) -> str:
     lines = [
-        "| τ | field | batch | variance / mean ‖V‖² | seconds a field |",
-        "|---:|---|---:|---:|---:|",
+        (f"{tau:g}", field, f"{r['batch']:,}", f"{share(r):.4f}", f"{r['seconds']:.2f}")
+        for (tau, field), mine in by(rows, "tau", "field").items()
+        for r in mine
     ]
-    for tau, field in dict.fromkeys((r["tau"], r["field"]) for r in rows):
-        mine = sorted(
-            (r for r in rows if (r["tau"], r["field"]) == (tau, field)), key=lambda r: r["batch"]
-        )
-        share = [r["variance"] / r["mean_square"] for r in mine]
-        axes.plot([r["batch"] for r in mine], share, "o-", label=f"{field}, τ = {tau:g}")
-        lines += [
-            f"| {tau:g} | {field} | {r['batch']:,} | {s:.4f} | {r['seconds']:.2f} |"
-            for r, s in zip(mine, share, strict=True)
-        ]
-    axes.set_xlabel("batch")
-    axes.set_ylabel("variance over batches / mean ‖V‖²")
+    return markdown_table("τ:|field|batch:|variance / mean ‖V‖²:|seconds a field:", lines)
+
+
+def share(row: Row) -> float:
+    return row["variance"] / row["mean_square"]
+
+
+def draw_noise(rows: list[Row], axes) -> None:
+    for (tau, field), mine in by(rows, "tau", "field").items():
+        batches, shares = [r["batch"] for r in mine], [share(r) for r in mine]
+        axes.plot(batches, shares, "o-", label=f"{field}, τ = {tau:g}")
+    axes.set(xlabel="batch", ylabel="variance over batches / mean ‖V‖²")
     axes.set_title("Noise of the field at fixed points", fontsize="medium")
-    return lines
 
 
-def at(rows: list[dict], key: str, value: float) -> dict:
-    """The last row before a budget was used up."""
-    return [row for row in rows if row[key] <= value * 1.001][-1]
+def budgets(rows: list[Row]) -> tuple[int, float]:
+    """Samples and seconds that every run has used."""
+    return min(r["rows"][-1]["samples"] for r in rows), min(r["seconds"] for r in rows)
 
 
-def figure_quality(rows: list[dict], panels) -> list[str]:
-    lines = [
-        "| target | field | batch | W₂² at equal samples | W₂² at equal time | steps | floor |",
-        "|---|---|---:|---:|---:|---:|---:|",
-    ]
-    equal = min(r["rows"][-1]["samples"] for r in rows)
-    spent = min(r["seconds"] for r in rows)
+def at(row: Row, key: str, budget: float) -> float:
+    """W₂² when a budget was used up; the step that uses up the time may end a little later."""
+    slack = 1.001 if key == "samples" else 1.1
+    return [look for look in row["rows"] if look[key] <= budget * slack][-1]["w2_squared"]
+
+
+def table_quality(rows: list[Row]) -> str:
+    samples, seconds = budgets(rows)
+    lines = []
     for r in sorted(rows, key=lambda r: (r["target"], r["field"], r["batch"])):
-        samples = at(r["rows"], "samples", equal)["w2"]
-        timed = at(r["rows"], "seconds", spent * 1.1)["w2"]
+        w2 = (at(r, "samples", samples), at(r, "seconds", seconds), r["floor"])
+        w2_samples, w2_seconds, floor = (f"{value:.3f}" for value in w2)
         steps = r["rows"][-1]["samples"] // r["batch"]
-        lines.append(
-            f"| {r['target']} | {r['field']} | {r['batch']:,} | {samples:.3f} | {timed:.3f} | "
-            f"{steps} | {r['floor']:.3f} |"
-        )
-    for key, panel, words in (
-        ("samples", panels[0], f"after {equal:,} samples"),
-        ("seconds", panels[1], f"after {spent:.0f} s"),
+        begin = (r["target"], r["field"], f"{r['batch']:,}")
+        lines.append((*begin, w2_samples, w2_seconds, steps, floor))
+    header = "target|field|batch:|W₂² at equal samples:|W₂² at equal time:|steps:|floor:"
+    note = f"Equal samples: {samples:,}. Equal time: {seconds:.0f} s on one core."
+    return f"{markdown_table(header, lines)}\n\n{note}"
+
+
+def draw_quality(rows: list[Row], panels) -> None:
+    samples, seconds = budgets(rows)
+    for panel, key, budget, words in (
+        (panels[0], "samples", samples, f"{samples:,} samples"),
+        (panels[1], "seconds", seconds, f"{seconds:.0f} s"),
     ):
-        budget = equal if key == "samples" else spent * 1.1
-        for k, (target, field) in enumerate(dict.fromkeys((r["target"], r["field"]) for r in rows)):
-            mine = [r for r in rows if (r["target"], r["field"]) == (target, field)]
-            line = sorted((r["batch"], at(r["rows"], key, budget)["w2"]) for r in mine)
-            panel.plot(*zip(*line, strict=True), "o-", color=f"C{k}", label=f"{target}, {field}")
-        panel.set_xlabel("batch")
-        panel.set_ylabel("$W_2^2$ to the data [length$^2$]")
-        panel.set_title(f"Generators {words}", fontsize="medium")
-    return [*lines, "", f"Equal samples: {equal:,}. Equal time: {spent:.0f} s on one core."]
+        for k, ((target, field), mine) in enumerate(by(rows, "target", "field").items()):
+            w2 = [at(r, key, budget) for r in mine]
+            label = f"{target}, {field}"
+            panel.plot([r["batch"] for r in mine], w2, "o-", color=f"C{k}", label=label)
+        panel.set(xlabel="batch", ylabel="$W_2^2$ to the data [length$^2$]")
+        panel.set_title(f"Networks after {words}", fontsize="medium")
 
 
-def figure_masses(rows: list[dict], axes) -> list[str]:
-    lines = [
-        "| τ | field | batch | heavy mode at the end | between the modes | seconds to 55 % |",
-        "|---:|---|---:|---:|---:|---:|",
-    ]
+def table_masses(rows: list[Row]) -> str:
+    lines = []
+    for r in sorted(rows, key=lambda r: (r["tau"], r["field"], r["batch"])):
+        reached = [look["seconds"] for look in r["rows"] if look["heavy"] <= 0.55]
+        end = [f"{r['rows'][-1][key]:.3f}" for key in ("heavy", "between")]
+        when = f"{reached[0]:.0f}" if reached else "not reached"
+        lines.append((f"{r['tau']:g}", r["field"], f"{r['batch']:,}", *end, when))
+    header = "τ:|field|batch:|heavy mode at the end:|between the modes:|seconds to 55 %:"
+    return markdown_table(header, lines)
+
+
+def draw_masses(rows: list[Row], axes) -> None:
     colours = sorted({(r["tau"], r["batch"]) for r in rows})
     for r in sorted(rows, key=lambda r: (r["tau"], r["field"], r["batch"])):
-        k, name = colours.index((r["tau"], r["batch"])), f"{r['field']}, {r['batch']:,}"
-        times, heavy = zip(*((row["seconds"], row["heavy"]) for row in r["rows"]), strict=True)
-        style = "-" if r["field"] == "converged" else ":"
-        axes.plot(times, heavy, style, color=f"C{k}", label=f"{name}, τ = {r['tau']:g}")
-        reached = [row["seconds"] for row in r["rows"] if row["heavy"] <= 0.55]
-        when = f"{reached[0]:.0f}" if reached else "not reached"
-        lines.append(
-            f"| {r['tau']:g} | {r['field']} | {r['batch']:,} | {heavy[-1]:.3f} | "
-            f"{r['rows'][-1]['between']:.3f} | {when} |"
-        )
+        color = f"C{colours.index((r['tau'], r['batch']))}"
+        label = f"{r['field']}, {r['batch']:,}, τ = {r['tau']:g}"
+        times, heavy = zip(*((look["seconds"], look["heavy"]) for look in r["rows"]), strict=True)
+        axes.plot(times, heavy, "-" if r["field"] == "converged" else ":", color=color, label=label)
     axes.axhline(0.5, color="0.5", lw=0.8)
-    axes.set_xlabel("training time [s]")
-    axes.set_ylabel("share of the heavy mode")
+    axes.set(xlabel="training time [s]", ylabel="share of the heavy mode")
     axes.set_title("From 90/10 to 50/50", fontsize="medium")
-    return lines
 
 
-def main(arguments: list[str]) -> None:
-    config = configured(SETTINGS, QUICK, arguments)
-    folder = Path(config.output)
-    cells = {folder / "cells" / f"{name_of(spec)}.json": spec for spec in cells_of(config)}
-    run_missing(work, cells, name="large batch", workers=config.workers)
-    rows = [json.loads(path.read_text()) for path in cells]
-    figure, axes = new_figure(11, 12, 3, 2)
-    sections = []
-    titles = {
-        "truth": ("The field of n samples against the truth", axes[0, 0]),
-        "noise": ("Noise from batch to batch", axes[0, 1]),
-        "quality": ("Generators", axes[1]),
-        "masses": ("Wrong mode masses", axes[2, 0]),
-    }
-    draw = {
-        "truth": figure_truth,
-        "noise": figure_noise,
-        "quality": figure_quality,
-        "masses": figure_masses,
-    }
-    for part, (title, panels) in titles.items():
-        mine = [row for row in rows if row["part"] == part]
-        if mine:
-            sections += [f"## {title}", "", *draw[part](mine, panels), ""]
-    for panel in axes.flat:
-        if panel.lines:
-            panel.set_xscale("linear" if panel is axes[2, 0] else "log")
-            panel.set_yscale("linear" if panel is axes[2, 0] else "log")
+PARTS = {
+    "truth": ("The field of n samples against the truth", truth, table_truth, draw_truth),
+    "noise": ("Noise from batch to batch", noise, table_noise, draw_noise),
+    "quality": ("Networks", quality, table_quality, draw_quality),
+    "masses": ("Wrong mode masses", masses, table_masses, draw_masses),
+}
+
+
+@dataclass(frozen=True)
+class LargeBatch(Study[dict]):
+    config: dict
+    title: str = "What a larger batch buys"
+
+    def cells(self) -> dict[str, dict]:
+        samples = self.config.quality.samples
+        parts = (cells_of(part, self.config[part], samples) for part in self.config.parts)
+        return {f"{name_of(spec)}.json": spec for specs in parts for spec in specs}
+
+    @staticmethod
+    def work(spec: dict, path: Path) -> None:
+        _, numbers, _, _ = PARTS[spec["part"]]
+        write_json(path, spec | numbers(spec))
+
+    def table(self, rows: list[Row]) -> str:
+        parts = by(rows, "part")
+        return "\n\n".join(
+            f"## {title}\n\n{table(parts[part,])}"
+            for part, (title, _, table, _) in PARTS.items()
+            if (part,) in parts
+        )
+
+    def draw(self, rows: list[Row], folder: Path, stem: Path) -> None:
+        figure, axes = new_figure(11, 12, 3, 2)
+        places = dict(zip(PARTS, (axes[0, 0], axes[0, 1], axes[1], axes[2, 0]), strict=True))
+        for (part,), mine in by(rows, "part").items():
+            *_, paint = PARTS[part]
+            paint(mine, places[part])
+        for panel in axes.flat:
+            if not panel.lines:
+                panel.set_axis_off()
+                continue
+            scale = "linear" if panel is axes[2, 0] else "log"
+            panel.set_xscale(scale)
+            panel.set_yscale(scale)
             panel.grid(alpha=0.3, lw=0.4)
             panel.legend(fontsize="x-small")
-        else:
-            panel.set_axis_off()
-    figure.suptitle("What a larger batch buys, field and generator")
-    save_figure(figure, folder / "large_batch.png")
-    page = "\n".join(sections)
-    with atomic_path(folder / "large_batch.md") as draft:
-        draft.write_text(page)
-    print(page)
+        figure.suptitle("What a larger batch buys, field and network")
+        save_figure(figure, stem.with_suffix(".png"))
+
+
+def main(config) -> None:
+    study, folder = LargeBatch(config), Path(config.output)
+    report = run_study(study, folder / "large_batch", folder / "cells", workers=config.workers)
+    print(report.page)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_script(main, SETTINGS, quick=QUICK, choices={"parts": SETTINGS["parts"]})

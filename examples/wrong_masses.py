@@ -1,6 +1,6 @@
 """Modes with the wrong masses: which field mends them? python examples/wrong_masses.py
 
-Particles, or a trained generator, begin with the right modes but the wrong mass in each: 90 % on
+Particles, or a trained network, begin with the right modes but the wrong mass in each: 90 % on
 one of two, or 65 % on one of eight. The data give every mode the same. What must happen is that
 mass crosses the gaps, and what is measured is how much of it is still wrong at the end: the total
 variation between masses, 0 when right.
@@ -15,14 +15,10 @@ numbers land in output.
 from __future__ import annotations
 
 import itertools
-import json
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 import keodrift as kd
 from keodrift.files import atomic_path, write_json
@@ -30,11 +26,13 @@ from keodrift.flow import simulate
 from keodrift.metrics import mode_coverage, wasserstein_squared
 from keodrift.networks import MLP, draw_noise, sample
 from keodrift.plots import new_figure, save_figure
-from keodrift.reproduce.cells import run_missing
+from keodrift.settings import run_script
+from keodrift.studies import Row, Study, markdown_table, run_missing, run_study
 from keodrift.training import Batch, Objective, Trainer
 
+PARTS = ["particles", "network"]
 SETTINGS = {
-    "parts": ["particles", "generator"],
+    "parts": PARTS,
     "problems": [[2, 2], [8, 2], [2, 32]],  # modes, dimension
     "size": 500,  # particles
     "large": 4000,  # the same for the fields that are fast enough, at one temperature
@@ -42,13 +40,13 @@ SETTINGS = {
     "taus": [1.0, 0.3, 0.1, 0.03],
     "fields": ["one-sided", "20 sweeps", "100 sweeps", "converged"],
     "steps": 200,
-    "step": 0.1,
-    "batches": [256, 1024],  # of the generator's training
+    "step_size": 0.1,
+    "batches": [256, 1024],  # of the network's training
     "train_taus": [0.3, 0.1],
     "train_fields": ["one-sided", "20 sweeps", "converged"],
     "train_steps": 600,
+    "judged": 2000,  # points of the network
     "workers": 2,
-    "quick": False,
     "output": "outputs/wrong_masses",
 }
 QUICK = {
@@ -57,10 +55,11 @@ QUICK = {
     "large": 90,
     "taus": [0.1],
     "steps": 40,
-    "step": 0.5,
+    "step_size": 0.5,
     "batches": [64],
     "train_taus": [0.1],
     "train_steps": 5,
+    "judged": 200,
 }
 STD = 0.1  # of every mode, a length
 
@@ -74,13 +73,14 @@ class Cell:
     tau: float
     field: str
     steps: int
-    step: float
+    step_size: float
+    judged: int = 2000
 
     @property
     def name(self) -> str:
         field = self.field.replace(" ", "_")
         shape = f"k{self.modes}-d{self.d}-n{self.size}-tau{self.tau:g}"
-        return f"{self.part}-{shape}-{field}-{self.steps}x{self.step:g}"
+        return f"{self.part}-{shape}-{field}-{self.steps}x{self.step_size:g}.json"
 
 
 def centres(modes: int, d: int) -> torch.Tensor:
@@ -111,10 +111,10 @@ def drift_of(cell: Cell):
     if cell.field == "converged":
         return kd.SinkhornDrift(cell.tau, cost="squared", tol=1e-3)
     sweeps = int(cell.field.split()[0])
-    return kd.SinkhornDrift(cell.tau, cost="squared", iterations=2 * sweeps + 1)
+    return kd.SinkhornDrift(cell.tau, cost="squared", half_steps=2 * sweeps + 1)
 
 
-def judge(points: torch.Tensor, modes: int, real: torch.Tensor) -> dict:
+def judge(points: torch.Tensor, modes: int, real: torch.Tensor) -> Row:
     """Mass in the wrong place, mass at no mode, and W₂² to the data."""
     d = points.shape[1]
     radius = min(4 * STD * d**0.5, 0.75)
@@ -125,21 +125,16 @@ def judge(points: torch.Tensor, modes: int, real: torch.Tensor) -> dict:
     return {
         "wrong": wrong_mass,
         "stray": found.stray,
-        "w2": wasserstein_squared(points, real, cap=4000),
+        "w2_squared": wasserstein_squared(points, real, cap=4000),
     }
 
 
-def run(cell: Cell, path: Path) -> None:
-    out = particles(cell) if cell.part == "particles" else generator(cell, path.parent)
-    write_json(path, asdict(cell) | out)
-
-
-def particles(cell: Cell) -> dict:
+def particles(cell: Cell) -> Row:
     random = torch.Generator().manual_seed(0)
     x = draw(wrong(cell.modes), cell.size, cell.d, random)
     y = draw(torch.full((cell.modes,), 1 / cell.modes), cell.size, cell.d, random)
-    flow = simulate(drift_of(cell), x, y, cell.step, cell.steps)
-    half_steps = sum(flow.iterations) / max(1, len(flow.iterations))
+    flow = simulate(drift_of(cell), x, y, cell.step_size, cell.steps)
+    half_steps = sum(flow.half_steps) / max(1, len(flow.half_steps))
     return judge(flow.final, cell.modes, y) | {"half_steps": half_steps}
 
 
@@ -155,9 +150,8 @@ def train(
         return Batch((noise,), data + STD * torch.randn(size, network.dim, generator=random))
 
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-    trainer = Trainer(
-        network, batch, Objective(drift), optimizer, torch.Generator().manual_seed(seed), ema=0.98
-    )
+    random = torch.Generator().manual_seed(seed)
+    trainer = Trainer(network, batch, Objective(drift), optimizer, random, ema=0.98)
     trainer.run(steps)
     return trainer.average
 
@@ -172,15 +166,15 @@ def beginning(spec: tuple[int, int], path: Path) -> None:
         torch.save(average.state_dict(), draft)
 
 
-def generator(cell: Cell, folder: Path) -> dict:
+def trained(cell: Cell, folder: Path) -> Row:
     """Trains that network on, with fresh batches of the right masses."""
     even = torch.full((cell.modes,), 1 / cell.modes)
-    real = draw(even, 2000, 2, torch.Generator().manual_seed(1))
+    real = draw(even, cell.judged, 2, torch.Generator().manual_seed(1))
     network = MLP(width=128, hidden=3)
     network.load_state_dict(torch.load(folder / start_of(cell.modes, cell.steps)))
 
-    def look(model: torch.nn.Module) -> dict:
-        points = sample(model, 2000, torch.Generator().manual_seed(2))
+    def look(model: torch.nn.Module) -> Row:
+        points = sample(model, cell.judged, torch.Generator().manual_seed(2))
         return judge(points, cell.modes, real)
 
     before = look(network)
@@ -192,44 +186,75 @@ def start_of(modes: int, steps: int) -> str:
     return f"start-k{modes}-{steps}.pt"
 
 
-def cells_of(config) -> list[Cell]:
-    cells = []
-    if "particles" in config.parts:
-        for modes, d in config.problems:
-            for size, taus, fields in (
-                (config.size, config.taus, config.fields),
-                (config.large, config.large_taus, ("one-sided", "converged")),
-            ):
-                cells += [
-                    Cell("particles", modes, d, size, tau, field, config.steps, config.step)
-                    for tau in taus
-                    for field in fields
-                ]
-    if "generator" in config.parts:
-        cells += [
-            Cell("generator", modes, 2, size, tau, field, config.train_steps, 1.0)
-            for modes in dict.fromkeys(modes for modes, d in config.problems if d == 2)
-            for size in config.batches
-            for tau in config.train_taus
-            for field in config.train_fields
-        ]
-    return cells
-
-
-def title_of(row: dict) -> str:
-    if row["part"] == "generator":
-        return f"{row['modes']} modes, a generator, batch {row['size']}"
+def title_of(row: Row) -> str:
+    if row["part"] == "network":
+        return f"{row['modes']} modes, a network, batch {row['size']}"
     return f"{row['modes']} modes, d = {row['d']}, {row['size']} particles"
+
+
+@dataclass(frozen=True)
+class WrongMasses(Study[Cell]):
+    config: dict
+    title: str = "Modes with the wrong masses"
+
+    def cells(self) -> dict[str, Cell]:
+        config, cells = self.config, []
+        if "particles" in config.parts:
+            for modes, d in config.problems:
+                for size, taus, fields in (
+                    (config.size, config.taus, config.fields),
+                    (config.large, config.large_taus, ("one-sided", "converged")),
+                ):
+                    shared = ("particles", modes, d, size)
+                    cells += [
+                        Cell(*shared, tau, field, config.steps, config.step_size)
+                        for tau in taus
+                        for field in fields
+                    ]
+        if "network" in config.parts:
+            cells += [
+                Cell("network", modes, 2, size, tau, field, config.train_steps, 1.0, config.judged)
+                for modes in dict.fromkeys(modes for modes, d in config.problems if d == 2)
+                for size in config.batches
+                for tau in config.train_taus
+                for field in config.train_fields
+            ]
+        return {cell.name: cell for cell in cells}
+
+    @staticmethod
+    def work(cell: Cell, path: Path) -> None:
+        out = particles(cell) if cell.part == "particles" else trained(cell, path.parent)
+        write_json(path, asdict(cell) | out)
+
+    def table(self, rows: list[Row]) -> str:
+        lines = []
+        for row in rows:
+            steps = f"{row['half_steps']:.1f}" if row.get("half_steps", 0) > 1 else ""
+            numbers = (
+                f"{row['wrong']:.3f}",
+                f"{row['stray']:.3f}",
+                f"{row['w2_squared']:.4f}",
+                steps,
+            )
+            lines.append((title_of(row), f"{row['tau']:g}", row["field"], *numbers))
+        header = "problem|τ:|field|mass in the wrong place:|at no mode:|W₂²:|half-steps a step:"
+        return markdown_table(header, lines)
+
+    def draw(self, rows: list[Row], folder: Path, stem: Path) -> None:
+        for part, shown in (("particles", ["wrong"]), ("network", ["wrong", "stray"])):
+            mine = [row for row in rows if row["part"] == part]
+            if mine:
+                save_figure(figure_of(mine, shown), stem.with_name(f"{stem.name}_{part}.png"))
 
 
 WORDS = {"wrong": "mass in the wrong place", "stray": "mass at no mode"}
 
 
-def draw_figure(rows: list[dict], shown: tuple[str, ...], path: Path) -> None:
+def figure_of(rows: list[Row], shown: list[str]):
     """One column a problem, one row a quantity, over τ."""
 
-    def panel_of(row: dict) -> str:
-        if row["part"] == "generator":
+    def panel_of(row: Row) -> str:
+        if row["part"] == "network":
             return title_of(row)
         return f"{row['modes']} modes, d = {row['d']}, particles"
 
@@ -256,67 +281,25 @@ def draw_figure(rows: list[dict], shown: tuple[str, ...], path: Path) -> None:
             panel.axhline(float(start), color="0.5", ls=":", label="at the start")
         panel.set_xscale("log")
         panel.set_ylim(bottom=-0.02)
-        panel.set_xlabel("temperature τ of exp(−‖x−y‖²/τ) [length²]")
-        panel.set_ylabel(WORDS[key])
+        panel.set(xlabel="temperature τ of exp(−‖x−y‖²/τ) [length²]", ylabel=WORDS[key])
         panel.set_title(groups[j], fontsize="medium")
     axes[0, 0].legend(fontsize="x-small")
     figure.suptitle("Mass that must cross a gap: 0 is right, the dotted line is where all began")
-    save_figure(figure, path)
+    return figure
 
 
-def table(rows: list[dict]) -> str:
-    lines = [
-        "| problem | τ | field | mass in the wrong place | at no mode | W₂² | half-steps a step |",
-        "|---|---:|---|---:|---:|---:|---:|",
-    ]
-    for row in rows:
-        steps = f"{row['half_steps']:.1f}" if row.get("half_steps", 0) > 1 else ""
-        lines.append(
-            f"| {title_of(row)} | {row['tau']:g} | {row['field']} | {row['wrong']:.3f} | "
-            f"{row['stray']:.3f} | {row['w2']:.4f} | {steps} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def configured(settings: dict, quick: dict, arguments: list[str]):
-    """Settings as the command line changes them; ends with one sentence where it cannot."""
-    config = OmegaConf.create(settings)
-    OmegaConf.set_struct(config, True)  # a key that is not there is a mistake
-    for word in arguments:
-        if "=" not in word:
-            sys.exit(f"{word}: needs the form key=value.")
-    try:
-        given = OmegaConf.from_dotlist(arguments)
-        config = OmegaConf.merge(config, quick if given.get("quick") else {}, given)
-    except OmegaConfBaseException as error:
-        sys.exit(f"{' '.join(arguments)}: {str(error).splitlines()[0]}")
-    if not set(config.parts) <= set(settings["parts"]):
-        sys.exit(f"parts: got {config.parts}, needs some of {settings['parts']}.")
-    return config
-
-
-def main(arguments: list[str]) -> list[dict]:
-    config = configured(SETTINGS, QUICK, arguments)
+def main(config) -> None:
     folder = Path(config.output)
-    cells = {folder / "cells" / f"{cell.name}.json": cell for cell in cells_of(config)}
+    study = WrongMasses(config)
     starts = {
         folder / "cells" / start_of(cell.modes, cell.steps): (cell.modes, cell.steps)
-        for cell in cells.values()
-        if cell.part == "generator"
+        for cell in study.cells().values()
+        if cell.part == "network"
     }
-    if starts:
-        run_missing(beginning, starts, name="beginnings", workers=config.workers)
-    run_missing(run, cells, name="wrong masses", workers=config.workers)
-    rows = [json.loads(path.read_text()) for path in cells]
-    for part, shown in (("particles", ("wrong",)), ("generator", ("wrong", "stray"))):
-        mine = [row for row in rows if row["part"] == part]
-        if mine:
-            draw_figure(mine, shown, folder / f"wrong_masses_{part}.png")
-    with atomic_path(folder / "wrong_masses.md") as draft:
-        draft.write_text(table(rows))
-    print(table(rows))
-    return rows
+    run_missing(beginning, starts, name="beginnings", workers=config.workers)
+    report = run_study(study, folder / "wrong_masses", folder / "cells", workers=config.workers)
+    print(report.page)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_script(main, SETTINGS, quick=QUICK, choices={"parts": PARTS})

@@ -14,10 +14,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from keodrift.errors import ArgumentError, MissingDependencyError, OptionError, RunError
-from keodrift.reproduce import FIGURES, reproduce
-from keodrift.reproduce import markdown as reproduce_table
+from keodrift.errors import OptionError, RunError
+from keodrift.papers import FIGURES, reproduce
 from keodrift.runs import compose, compose_run, config_dir, finished, sweep, train
+from keodrift.settings import exit_status, read_settings
 
 USAGE = """usage: keodrift train [-m] [group=choice …] [key=value …]
        keodrift reproduce FIGURE [--quick] [key=value …]
@@ -32,10 +32,14 @@ a figure of the papers and draws it. Groups and keys:
 
 def _reproduce(arguments: Sequence[str]) -> None:
     names = [word for word in arguments if "=" not in word and word != "--quick"]
+    for word in names:
+        if word.startswith("-"):
+            raise OptionError(word, "an unknown flag", "--quick or key=value")
     if len(names) != 1:
         raise OptionError("figure", repr(" ".join(names)), f"one of {', '.join(FIGURES)}")
     words = [f"figure={names[0]}", *(word for word in arguments if "=" in word)]
-    config = compose("reproduce", [*words, "quick=true"] if "--quick" in arguments else words)
+    words += ["quick=true"] * ("--quick" in arguments)
+    config = read_settings(words, config_dir() / "reproduce.yaml")
     report = reproduce(
         config.figure,
         config.output,
@@ -45,7 +49,7 @@ def _reproduce(arguments: Sequence[str]) -> None:
         limit=config.limit,
         progress=config.progress,
     )
-    print(reproduce_table(report))
+    print(report.page)
     print(f"The figure and the table are in {config.output}.")
 
 
@@ -100,7 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         was interrupted.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    try:
+
+    def run() -> None:
         if arguments == ["--version"]:
             print(version("keodrift"))
         elif not arguments or {"-h", "--help"} & set(arguments):
@@ -109,13 +114,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise OptionError("command", repr(arguments[0]), " or ".join(map(repr, COMMANDS)))
         else:
             COMMANDS[arguments[0]](arguments[1:])
-        return 0
-    except (ArgumentError, MissingDependencyError) as error:
-        print(f"keodrift: {error}", file=sys.stderr)
-        return 2
-    except (RunError, FloatingPointError) as error:
-        print(f"keodrift: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("keodrift: interrupted; what is finished is kept.", file=sys.stderr)
-        return 130
+
+    return exit_status("keodrift", run)

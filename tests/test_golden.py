@@ -14,7 +14,12 @@ import pytest
 import torch
 
 import keodrift as kd
+from keodrift.data import get_target
 from keodrift.flow import simulate
+from keodrift.networks import MLP, sample
+from keodrift.papers import reproduce
+from keodrift.tasks import target_batches
+from keodrift.training import Objective, Trainer
 
 F64 = torch.float64
 STORED = np.load(Path(__file__).parent / "golden.npz")
@@ -125,3 +130,42 @@ def test_flows():
     same(solved.final[::10], "flow/final", 1e-3)  # thirty solves to 1e-5, from other starts
     one_sided = simulate(kd.OneSidedDrift(0.1, cost="squared"), x, y, 0.1, 30)
     same(one_sided.final[::10], "flow/one-sided", 1e-11)
+
+
+SOLVED = kd.SinkhornDrift(0.2, cost="squared", tol=1e-6, max_half_steps=300, backend="dense")
+OBJECTIVES = {
+    "sinkhorn": Objective(SOLVED),
+    "two temperatures": Objective(
+        [kd.OneSidedDrift(0.1), kd.TwoSidedDrift(0.5)], normalize=True, scale_features=True
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore::keodrift.errors.ConvergenceWarning")
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_trainings(name):
+    network = MLP(width=32, seed=1)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+    trainer = Trainer(
+        network,
+        target_batches(network, get_target("eight_gaussians"), 128),
+        OBJECTIVES[name],
+        optimizer,
+        torch.Generator().manual_seed(3),
+        scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 25),
+        ema=0.9,
+        clip=1.0,
+        log_every=1,
+    )
+    trainer.run(25)
+    # Twenty-five steps in float32, which amplify roundings.
+    same([row["loss"] for row in trainer.history], f"training/{name}/loss", 1e-3)
+    samples = sample(trainer.average, 20, torch.Generator().manual_seed(5))
+    same(samples, f"training/{name}/samples", 1e-3)
+
+
+def test_a_figure(tmp_path):
+    """Particle flows of the first paper, small; float32, twenty steps."""
+    report = reproduce("fig5", tmp_path, quick=True, workers=0, progress=False)
+    same([row["w2_squared"] for row in report.rows], "figure/w2", 1e-4)
+    same([row["neighbours"] for row in report.rows], "figure/neighbours", 1e-2)

@@ -44,9 +44,9 @@ class Objective:
     def __post_init__(self) -> None:
         """Refuses nonsense when built."""
         drifts = tuple(self.drifts) if isinstance(self.drifts, Sequence) else (self.drifts,)
-        if not drifts or not all(isinstance(drift, Drift) for drift in drifts):
+        if not drifts or not all(callable(drift) for drift in drifts):
             raise OptionError(
-                "drifts", repr(self.drifts), "a Drift or a non-empty sequence of them"
+                "drifts", repr(self.drifts), "a drift or a non-empty sequence of them"
             )
         object.__setattr__(self, "drifts", drifts)
         for name, value in (

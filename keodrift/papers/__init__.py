@@ -1,0 +1,79 @@
+"""The papers' figures, one command each: ``keodrift reproduce fig2``.
+
+`networks2d` holds the grids of trained 2D networks (Figs. 2, 6, 7, 8), `flows` those of particle
+flows (Figs. 1, 5). Run again, either goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from keodrift.checks import check_choice, check_positive
+from keodrift.errors import OptionError
+from keodrift.papers import flows, networks2d
+from keodrift.studies import Report, run_study
+
+FIGURES: dict[str, flows.FlowGrid | networks2d.NetworkGrid] = {
+    **flows.FIGURES,
+    **networks2d.FIGURES,
+}
+
+
+def reproduce(
+    name: str,
+    folder: str | Path,
+    *,
+    quick: bool = False,
+    experiment: str | None = None,
+    workers: int | None = None,
+    limit: int | None = None,
+    progress: bool = True,
+) -> Report:
+    """Runs what is missing of a figure, then draws it and judges the paper's claims.
+
+    Args:
+        name: A key of `FIGURES`.
+        folder: Where cells, figure and table go, named by figure and setting; run again, it goes
+            on there.
+        quick: Minutes instead of hours: shows that everything runs, not what comes out.
+        experiment: Setting of trained networks, ``"public_run"`` (default) or ``"paper_text"``.
+        workers: Cells at once; one a core by default, and 0 for one after the other in this
+            process.
+        limit: Runs at most this many cells now.
+        progress: Show cells done and time left on standard error.
+
+    Returns:
+        The report: one row a line or panel of the figure, the claims, and how many cells are
+        missing.
+
+    Raises:
+        OptionError: The figure or the experiment is unknown, or ``workers`` or ``limit`` is no
+            such number.
+        RunError: A cell failed; its last words are in the message, the others are kept.
+    """
+    check_choice("figure", name, tuple(FIGURES))
+    for option, count in (("workers", workers or None), ("limit", limit)):
+        if count is not None:
+            check_positive(option, count, integer=True)
+    if not isinstance(quick, bool):
+        raise OptionError("quick", repr(quick), "true or false")
+    grid, setting = FIGURES[name], ""
+    if isinstance(grid, networks2d.NetworkGrid):
+        if experiment is not None:
+            check_choice("experiment", experiment, networks2d.EXPERIMENTS)
+            grid = replace(grid, experiment=experiment)
+        setting = grid.experiment
+    elif experiment is not None:
+        raise OptionError("experiment", repr(experiment), f"none: {name} trains no network")
+    # Every setting has its own runs, figure and table, so that none passes for another's.
+    setting = "_".join(filter(None, (setting, "quick" if quick else "")))
+    stem = Path(folder) / "_".join(filter(None, (name, setting)))
+    return run_study(
+        grid.quick() if quick else grid,
+        stem,
+        Path(folder) / (setting or "runs"),
+        workers=workers,
+        limit=limit,
+        progress=progress,
+    )
