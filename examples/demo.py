@@ -252,8 +252,8 @@ def digits(cfg, out: Path) -> dict:
         "accuracy_real_test": on_real,
         "w2_squared": mean,
         "w2_squared_floor": mean_floor,
-        "w2_by_class": to_test,
-        "w2_floor_by_class": floor,
+        "w2_squared_by_class": to_test,
+        "w2_squared_floor_by_class": floor,
         "steps": settings.steps,
         "seconds": history[-1]["seconds"],
     }

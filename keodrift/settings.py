@@ -7,6 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
 from keodrift.errors import ArgumentError, MissingDependencyError, OptionError, RunError
 
 
@@ -31,19 +35,12 @@ def read_settings(
 
     Raises:
         OptionError: A word is no ``key=value``, its key is unknown, or its value does not fit.
-        MissingDependencyError: OmegaConf, which comes with Hydra, is not installed.
 
     Example:
         >>> settings = read_settings(["sizes=[10,20]"], {"tau": 0.1, "sizes": [100]})
         >>> settings.tau, list(settings.sizes)
         (0.1, [10, 20])
     """
-    try:
-        from omegaconf import OmegaConf
-        from omegaconf.errors import OmegaConfBaseException
-        from yaml import YAMLError
-    except ImportError as error:
-        raise MissingDependencyError("hydra-core", "the command line", "cli") from error
     if isinstance(defaults, Path):
         defaults = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(defaults)))
     for word in words:

@@ -20,12 +20,19 @@ def student(x, y):
     return (1 + ((x - y) ** 2).sum(-1)).log()
 
 
+def lopsided(x, y):
+    """A custom cost that is not symmetric: moving out costs more than moving in."""
+    return ((1.5 * x - y) ** 2).sum(-1) + (1 + (y**2).sum(-1)).log()
+
+
 COSTS: dict[str, Cost] = {
     "half_squared": lambda x, y: ((x - y) ** 2).sum(-1) / 2,
     "squared": lambda x, y: ((x - y) ** 2).sum(-1),
     "euclidean": lambda x, y: ((x - y) ** 2).sum(-1).sqrt(),
     "student": student,
+    "lopsided": lopsided,
 }
+OWN = {"student": student, "lopsided": lopsided}  # what a user would hand over
 
 
 def pairs(x: Tensor, y: Tensor, cost: str) -> Tensor:
@@ -41,6 +48,8 @@ def gradients(x: Tensor, y: Tensor, cost: str) -> Tensor:
         return difference
     if cost == "squared":
         return 2 * difference
+    if cost == "lopsided":
+        return 3 * (1.5 * x.double().unsqueeze(-2) - y.double().unsqueeze(-3))
     if cost == "euclidean":
         return torch.where(square > 0, difference / square.clamp_min(1e-300).sqrt(), 0.0)
     return 2 * difference / (1 + square)
@@ -229,7 +238,7 @@ def sinkhorn(p: Problem, t: int | None = None, velocity="barycentric") -> Field:
     data = log_kernel(p.x, p.y, p.cost, p.tau)
     model = log_kernel(p.x, p.z, p.cost, p.tau, p.mask)
     if t is None:
-        own = p.z.shape == p.x.shape and not p.mask
+        own = p.z.shape == p.x.shape and not p.mask and p.cost != "lopsided"
         g = converged(data, p.a, p.b)
         h = symmetric(model, p.a) if own else converged(model, p.a, p.c)
     else:
@@ -257,7 +266,7 @@ def column_error(logits: Tensor, a: Tensor, b: Tensor, bias: Tensor) -> Tensor:
 def transport(x: Tensor, y: Tensor, a: Tensor, b: Tensor, cost: str, tau: float) -> Tensor:
     """OT_τ = ⟨a, f⟩ + ⟨b, g⟩ at the optimum."""
     logits = log_kernel(x, y, cost, tau)
-    g = symmetric(logits, a) if x is y else converged(logits, a, b)
+    g = symmetric(logits, a) if x is y and cost != "lopsided" else converged(logits, a, b)
     f = -torch.logsumexp(logits + (b.log() + g).unsqueeze(-2), -1)
     return tau * ((a * f).sum(-1) + (b * g).sum(-1))
 

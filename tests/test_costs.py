@@ -8,6 +8,7 @@ import pytest
 import reference as ref
 import torch
 
+from keodrift.checks import check_cost
 from keodrift.costs import COSTS, Cost, as_cost, euclidean, half_squared, squared
 from keodrift.errors import ArgumentError, CostError, OptionError
 
@@ -49,6 +50,18 @@ def test_names_expressions_and_costs_are_understood():
     assert as_cost(ref.student).name == "student"
     x, y = torch.zeros(2, 3), torch.ones(4, 3)
     torch.testing.assert_close(as_cost(ref.student).pairs(x, y), torch.full((2, 4), math.log(4.0)))
+
+
+def test_symmetry_is_declared_or_tried(cloud):
+    x, y = cloud(0, 40, 2), cloud(1, 50, 2)
+    assert squared.symmetric and squared.turned is squared
+    assert check_cost(as_cost(ref.student), x, y).symmetric is True
+    assert check_cost(as_cost(ref.lopsided), x, y).symmetric is False
+    declared = Cost("declared", ref.lopsided, symmetric=True)
+    assert check_cost(declared, x, y) is declared
+    turned = as_cost(ref.lopsided).turned
+    torch.testing.assert_close(turned.pairs(y, x), ref.pairs(x, y, "lopsided").mT)
+    assert turned.turned.expression is ref.lopsided
 
 
 @pytest.mark.parametrize("wrong", ["manhattan", "", None, 2.0, ["squared"]])

@@ -231,7 +231,9 @@ def test_weights_over_many_orders_of_magnitude(cloud, make, reference, masks):
     drift = make(0.5)
     got = drift(x, y, x_weights=a, y_weights=b)
     expected = reference(ref.problem(x, y, 0.5, a=a, b=b, mask=masks))()
-    torch.testing.assert_close(got, expected, rtol=0, atol=rounding(drift))
+    # The masses of the joint field, here hundreds, scale its roundings.
+    bound = rounding(drift) * max(1.0, float(expected.abs().max()))
+    torch.testing.assert_close(got, expected, rtol=0, atol=bound)
 
 
 @every_drift

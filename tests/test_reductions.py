@@ -18,7 +18,8 @@ import torch
 import keodrift as kd
 from keodrift.costs import Cost
 from keodrift.errors import ArgumentError, OptionError
-from keodrift.reductions import ENGINES, choose_backend, gibbs_kernel
+from keodrift.reductions import ENGINES, Cells, Tiled, choose_backend, gibbs_kernel
+from keodrift.reductions.engines.cells import kernel as cells
 from keodrift.reductions.engines.keops import kernel as keops
 
 STORED = ["dense", "tiled"]
@@ -55,7 +56,7 @@ class Case:
         )
 
     def kernel(self, engine, x=None):
-        cost = ref.student if self.cost == "student" else self.cost
+        cost = ref.OWN.get(self.cost, self.cost)
         x = self.x if x is None else x
         return gibbs_kernel(x, self.y, cost, self.tau, mask_self=self.mask, backend=engine)
 
@@ -117,6 +118,38 @@ def test_transposed_kernel_swaps_the_clouds(cloud, engine, n, m):
     torch.testing.assert_close(
         turned.T.log_mass(case.bias), case.kernel(engine).log_mass(case.bias)
     )
+
+
+@pytest.mark.parametrize("engine", STORED)
+def test_a_transposed_kernel_has_the_same_pairs(cloud, engine):
+    """Costs of (x, y), also where those of (y, x) are others."""
+    case = Case(cloud, cost="lopsided", dtype=torch.float64)
+    turned, bias = case.kernel(engine).T, cloud(5, 23)
+    logits = ref.log_kernel(case.x, case.y, "lopsided", case.tau).mT
+    expected = torch.logsumexp(logits + bias, -1)
+    torch.testing.assert_close(turned.log_mass(bias), expected)
+    again = turned.T.log_mass(case.bias)
+    torch.testing.assert_close(again, case.kernel(engine).log_mass(case.bias))
+
+
+@pytest.mark.parametrize("engine", [*STORED, "cells"])
+@pytest.mark.parametrize("cost", list(ref.COSTS))
+def test_every_problem_of_a_batch_has_its_own_temperature(cloud, monkeypatch, engine, cost):
+    monkeypatch.setattr(cells, "MOMENT_PAIRS", 0)
+    if engine == "cells" and "squared" not in cost:
+        return  # what cells cannot compress is KeOps'
+    x, y, bias = cloud(0, 3, 20, 2), cloud(1, 3, 25, 2), cloud(2, 3, 25)
+    taus = torch.tensor([0.1, 1.0, 7.0])
+    kernel = gibbs_kernel(x, y, ref.OWN.get(cost, cost), taus, backend=engine)
+    found = kernel.log_mass(bias), kernel.barycentre(bias), kernel.T.log_mass(cloud(3, 3, 20))
+    gradient = kernel.mean_cost_gradient(bias)
+    for k, tau in enumerate(taus.tolist()):
+        one = gibbs_kernel(x[k], y[k], ref.OWN.get(cost, cost), tau, backend="dense")
+        close = {"rtol": 1e-7, "atol": 1e-7}
+        torch.testing.assert_close(found[0][k], one.log_mass(bias[k]), **close)
+        torch.testing.assert_close(found[1][k], one.barycentre(bias[k]), **close)
+        torch.testing.assert_close(found[2][k], one.T.log_mass(cloud(3, 3, 20)[k]), **close)
+        torch.testing.assert_close(gradient[k], one.mean_cost_gradient(bias[k]), **close)
 
 
 @pytest.mark.parametrize("engine", STORED)
@@ -222,7 +255,7 @@ def test_gradients_in_the_queries(cloud, engine, dtype, d, cost, batch):
 @pytest.mark.parametrize("cost", list(ref.COSTS))
 def test_masked_gradients_in_the_queries(cloud, engine, cost):
     x, y, bias = cloud(0, 6, 2), cloud(1, 8, 2), cloud(2, 8)
-    name = ref.student if cost == "student" else cost
+    name = ref.OWN.get(cost, cost)
     for verb in ("log_mass", "barycentre"):
 
         def run(q, verb=verb):
@@ -439,6 +472,17 @@ def test_a_named_engine_is_the_one_that_answers(cloud):
     assert error.value.argument == "backend"
 
 
+def test_engines_are_objects_that_compose(cloud):
+    x, y, bias = cloud(0, 9, 5), cloud(1, 8, 5), cloud(2, 8)
+    backend = Cells(otherwise=Tiled())  # cells compress nothing in five dimensions
+    found = gibbs_kernel(x, y, backend=backend).log_mass(bias)
+    assert torch.equal(found, gibbs_kernel(x, y, backend="tiled").log_mass(bias))
+    field = kd.SinkhornDrift(0.5, half_steps=5, backend=backend).fit(x, y)
+    assert field.couplings[0].problem.kernel.engine is backend
+    tiled = kd.SinkhornDrift(0.5, half_steps=5, backend="tiled")
+    assert torch.equal(field(), tiled(x, y))
+
+
 def test_no_block_of_all_pairs_is_ever_stored_by_the_streaming_engine():
     """Linear memory: the largest tensor that the tiled engine makes stays far below N·M."""
     n = 6000
@@ -455,11 +499,13 @@ def test_no_block_of_all_pairs_is_ever_stored_by_the_streaming_engine():
                 largest = max(largest, out.numel())
             return out
 
+    drift = kd.SinkhornDrift(0.5, backend="tiled")
     with Watch():
         mass = kernel.log_mass(torch.zeros(n))
         kernel.log_mass(torch.zeros(n), mass)
         kernel.barycentre(torch.zeros(n), guess=mass)
         kernel.mean_cost_gradient(torch.zeros(n))
+        drift(x, y)  # coarse levels included
     assert largest < n * n / 10
 
 

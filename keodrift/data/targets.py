@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from keodrift.errors import ArgumentError, OptionError
+from keodrift.reductions import nearest
 
 Sampler = Callable[[int, torch.Generator], Tensor]
 
@@ -52,7 +53,7 @@ class Target:
         """
         if self.modes is None:
             raise OptionError("target", repr(self.name), "a target with separate modes")
-        return torch.cdist(points, self.modes.to(points)).argmin(1)
+        return nearest(points, self.modes.to(points))[1]
 
 
 TARGETS: dict[str, Target] = {}

@@ -1,0 +1,202 @@
+"""Fields and drifts of one's own, fields by class, and what a field says about its solve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import reference as ref
+import torch
+
+import keodrift as kd
+from keodrift.drifts import ClassField, Drift, SoftmaxDrift
+from keodrift.errors import OptionError, ShapeError
+from keodrift.fields import Field, SoftmaxField
+from keodrift.flow import simulate
+from keodrift.transport import EntropicProblem, Sinkhorn, coarse, cooled
+
+F64 = torch.float64
+
+
+@dataclass(frozen=True)
+class MeanField(Field):
+    particles: torch.Tensor
+    shift: torch.Tensor
+
+    def __call__(self, z=None):
+        z = self.particles if z is None else z
+        return self.shift.expand_as(z)
+
+
+@dataclass(frozen=True)
+class MeanDrift(Drift):
+    """A drift without temperature or cost: every particle moves as the mean should."""
+
+    def _fit(self, clouds, start):
+        shift = (clouds.b[..., None] * clouds.y).sum(-2) - (clouds.a[..., None] * clouds.x).sum(-2)
+        return MeanField(clouds.x, shift[..., None, :].to(clouds.x.dtype))
+
+
+def test_a_drift_needs_neither_temperature_nor_cost(cloud):
+    x, y, b = cloud(0, 6, 2), cloud(1, 8, 2), cloud(2, 8).exp()
+    expected = (b[:, None] * y).sum(0) / b.sum() - x.mean(0)
+    v = MeanDrift()(x, y, y_weights=b)
+    torch.testing.assert_close(v, expected.expand(6, 2))
+    field = MeanDrift().fit(x, y)
+    assert field.half_steps == 1 and field.converged is None and field.marginal_error is None
+    # Labels, flows and the loss come with the base.
+    labels = {"x_labels": torch.tensor([0, 1] * 3), "y_labels": torch.tensor([0, 1] * 4)}
+    by_class = MeanDrift()(x, y, **labels)
+    torch.testing.assert_close(by_class[::2], MeanDrift()(x[::2], y[::2]))
+    flow = simulate(MeanDrift(), x, y, 1.0, 1)
+    torch.testing.assert_close(flow.final.mean(0), y.mean(0))
+    free = x.clone().requires_grad_()
+    kd.drift_loss(free, y, MeanDrift()).backward()
+    torch.testing.assert_close(free.grad, -MeanDrift()(x, y) / 6)
+
+
+@dataclass(frozen=True)
+class WitnessDrift(SoftmaxDrift):
+    """Gaussian MMD: g = 0 and the masses exp ℓ±/τ, which differ."""
+
+    def _fit(self, clouds, start):
+        def masses(field, data, model):
+            plus, minus = data.log_mass(field.data.bias), model.log_mass(field.model.bias)
+            return plus.exp() / self.tau, minus.exp() / self.tau
+
+        return self.field(clouds, clouds.b.log(), clouds.c.log(), masses=masses)
+
+
+@pytest.mark.parametrize("backend", ["dense", "tiled"])
+def test_the_two_sides_may_have_masses_of_their_own(cloud, backend):
+    """V = −∇ of the witness E_q k(x, ·) − E_p k(y, ·) of the kernel exp(−‖x−y‖²/2τ)."""
+    x, y, z, tau = cloud(0, 7, 2), cloud(1, 9, 2) + 0.5, cloud(2, 5, 2), 0.7
+    field = WitnessDrift(tau, mask_self=False, backend=backend).fit(x, y)
+    for at, got in ((x, field()), (z, field(z))):
+        q = at.clone().requires_grad_()
+        witness = ref.log_kernel(q, x, "half_squared", tau).exp().mean(-1)
+        witness = witness - ref.log_kernel(q, y, "half_squared", tau).exp().mean(-1)
+        (slope,) = torch.autograd.grad(witness.sum(), q)
+        torch.testing.assert_close(got, -slope, rtol=0, atol=1e-13)
+
+
+def classes(seed: int, sizes: dict[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two separated modes a class, in unequal shares."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.tensor([k for k, n in sizes.items() for _ in range(n)])
+    side = torch.rand(len(labels), generator=generator) < 0.3
+    points = 0.2 * torch.randn(len(labels), 2, generator=generator, dtype=F64)
+    points[:, 0] += 2 * side
+    points[:, 1] += 5 * labels
+    order = torch.randperm(len(labels), generator=generator)
+    return points[order], labels[order]
+
+
+X, X_LABELS = classes(0, {0: 150, 3: 90, 7: 40})
+Y, Y_LABELS = classes(1, {0: 100, 3: 120, 7: 200})
+LABELS = {"x_labels": X_LABELS, "y_labels": Y_LABELS}
+DRIFT = kd.SinkhornDrift(0.1, cost="squared", tol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["auto", "tiled"])  # one batch, and one class after another
+def test_a_field_by_class_is_one_field_a_class(backend):
+    drift = kd.SinkhornDrift(0.1, cost="squared", tol=1e-6, backend=backend)
+    field = drift.fit(X, Y, **LABELS)
+    assert isinstance(field, ClassField) and field.classes == (0, 3, 7)
+    assert len(field.parts) == (1 if backend == "auto" else 3)
+    assert torch.equal(field(), drift(X, Y, **LABELS))
+    assert field.converged.tolist() == [True] * 3 and field.marginal_error.shape == (3,)
+    z, labels = classes(5, {7: 6, 0: 4})
+    at_z = field(z, labels)
+    for k in field.classes:
+        alone = DRIFT.fit(X[k == X_LABELS], Y[k == Y_LABELS])
+        torch.testing.assert_close(field()[k == X_LABELS], alone(), rtol=0, atol=1e-4)
+        if k in labels:
+            here = labels == k
+            torch.testing.assert_close(at_z[here], alone(z[here]), rtol=0, atol=1e-4)
+    assert torch.autograd.gradcheck(lambda q: field(q, labels), z.requires_grad_())
+
+
+def test_classes_get_coarse_and_newton_starts_in_one_batch():
+    """Mass between modes is what half-steps mend slowly, padded or not."""
+    field = DRIFT.fit(X, Y, **LABELS)
+    data = field.couplings[0]
+    assert data.coarse != () or data.half_steps <= 7
+    problem = data.problem
+    slow = Sinkhorn(tol=1e-6).solve(problem, cooled)
+    fast = Sinkhorn(tol=1e-6).solve(problem, coarse)
+    assert bool(fast.converged.all()) and fast.half_steps < slow.half_steps / 2
+
+
+def test_a_field_by_class_is_a_start_for_the_next():
+    first = DRIFT.fit(X, Y, **LABELS)
+    again = DRIFT.fit(X, Y, **LABELS, start=first)
+    assert again.half_steps <= 3 < first.half_steps + 1
+    moved = X + 0.003 * first()
+    warm, cold = DRIFT.fit(moved, Y, **LABELS, start=first), DRIFT.fit(moved, Y, **LABELS)
+    torch.testing.assert_close(warm(), cold(), rtol=0, atol=1e-4)
+    fewer = X_LABELS != 3  # another set of classes begins cold
+    part = {"x_labels": X_LABELS[fewer], "y_labels": Y_LABELS}
+    assert bool(DRIFT.fit(X[fewer], Y, **part, start=first).converged.all())
+
+
+def test_what_fields_by_class_refuse():
+    field = DRIFT.fit(X, Y, **LABELS)
+    with pytest.raises(OptionError, match="^labels: got None"):
+        field(X)
+    with pytest.raises(OptionError, match=r"^labels: got \[1\]"):
+        field(X[:2], torch.tensor([0, 1]))
+    with pytest.raises(ShapeError, match="^labels"):
+        field(X[:2], torch.tensor([0]))
+    with pytest.raises(OptionError, match="^start"):
+        DRIFT.fit(X, Y, start=field)
+    with pytest.raises(OptionError, match="^start"):
+        DRIFT.fit(X, Y, **LABELS, start=DRIFT.fit(X, Y))
+
+
+@pytest.mark.parametrize("sizes", [(40, 30), (90, 100), (500, 300)], ids=str)
+def test_a_batch_starts_as_its_problems_do_alone(cloud, sizes):
+    n, m = sizes
+    modes = 2 * torch.randint(2, (3, n + m, 1), generator=torch.Generator().manual_seed(0)) - 1.0
+    points = 0.3 * cloud(0, 3, n + m, 2) + modes
+    x, y = points[:, :n], points[:, n:]
+    a, b = (torch.full((3, k), 1 / k, dtype=F64) for k in (n, m))
+    b[1, ::3] = 0
+    b = b / b.sum(-1, keepdim=True)
+    cost = kd.SinkhornDrift(1.0).cost
+    solver = Sinkhorn(tol=1e-5)
+    together = solver.solve(EntropicProblem(x, y, a, b, cost, 0.05), coarse)
+    assert bool(together.converged.all())
+    singles = [
+        solver.solve(EntropicProblem(x[k], y[k], a[k], b[k], cost, 0.05), coarse) for k in range(3)
+    ]
+    # As fast as the slowest of them, give or take a sweep.
+    assert together.half_steps <= max(one.half_steps for one in singles) + 2
+    assert len(together.levels) == len(singles[0].levels)
+    for k, one in enumerate(singles):
+        error = ref.column_error(
+            ref.log_kernel(x[k], y[k], "half_squared", 0.05), a[k], b[k], together.bias[k]
+        )
+        assert float(error) <= 1e-5 * (1 + 1e-6) and float(one.marginal_error) <= 1e-5
+
+
+def test_a_solve_says_why_it_ended(cloud):
+    x, y = cloud(0, 300, 2), cloud(1, 320, 2)
+    field = kd.SinkhornDrift(0.05, tol=1e-4).fit(x, y)
+    data = field.couplings[0]
+    assert data.levels == (*data.coarse, data.half_steps) and len(data.levels) == 2
+    assert f"ended after {data.half_steps - 1} half-steps" in field.reason
+    assert "≤ 0.0001" in field.reason
+    fixed = kd.SinkhornDrift(0.05, half_steps=41).fit(x, y)
+    assert "41 half-steps" in fixed.reason
+    with pytest.warns(kd.ConvergenceWarning, match="stopped after 2 half-steps"):
+        capped = kd.SinkhornDrift(0.05, tol=1e-12, max_half_steps=2).fit(x, y)
+    assert "stopped after 2 half-steps" in capped.reason and "> 1e-12" in capped.reason
+    assert kd.OneSidedDrift(0.1).fit(x, y).reason == "nothing was solved"
+
+
+def test_softmax_fields_are_fields(cloud):
+    field = kd.OneSidedDrift(0.5).fit(cloud(0, 5, 2), cloud(1, 6, 2))
+    assert isinstance(field, SoftmaxField) and isinstance(field, Field)
+    with pytest.raises(kd.ArgumentError, match="^field: got ClassField"):
+        kd.effective_neighbours(DRIFT.fit(X, Y, **LABELS))
