@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
@@ -213,12 +213,11 @@ class FlooredField(SoftmaxField):
         floor: The least a pair may have.
     """
 
-    rows: JointMass | None = None
-    floor: float = 0.0
+    _: KW_ONLY
+    rows: JointMass
+    floor: float
 
     def _at(self, z: Tensor, data: GibbsKernel, model: GibbsKernel, *_: Tensor | None) -> Tensor:
-        if self.rows is None:
-            return super()._at(z, data, model)
         shift = self.rows.log_rows(data, model) / 2
         s_data, t_data = data.floored(self.data.bias, shift, self.floor)
         s_model, t_model = model.floored(self.model.bias, shift, self.floor)

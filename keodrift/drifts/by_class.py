@@ -126,11 +126,9 @@ def fit_by_class(
     clouds = [cloud for cloud in (x, y, negatives) if cloud is not None]
     if start is not None and not isinstance(start, ClassField):
         raise OptionError("start", "a field without labels", "one fitted with labels")
-    for cloud in clouds:
-        if cloud.labels is None:
-            raise ShapeError(f"{cloud.name}_labels", "None", "labels, as the others have")
-    classes = [int(k) for k in torch.unique(_labels(x))]
-    members = [[_members(_labels(cloud), k) for k in classes] for cloud in clouds]
+    labels = [_labels(cloud) for cloud in clouds]
+    classes = torch.unique(labels[0]).tolist()
+    members = [[_members(each, k) for k in classes] for each in labels]
     empty = [k for k, of_y in zip(classes, members[1], strict=True) if len(of_y) == 0]
     if empty:
         got = f"no data for the classes {empty}"
@@ -150,7 +148,9 @@ def fit_by_class(
 
 
 def _labels(cloud: Cloud) -> Tensor:
-    return torch.zeros(0) if cloud.labels is None else cloud.labels
+    if cloud.labels is None:
+        raise ShapeError(f"{cloud.name}_labels", "None", "labels, as the others have")
+    return cloud.labels
 
 
 def _members(labels: Tensor, label: int) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from keodrift.costs import Cost
 from keodrift.reductions.frame import Frame
 
 CACHED_PAIRS = 1 << 18  # worked on at a time, so that they stay in a processor's cache
@@ -17,9 +18,15 @@ def working_cost(frame: Frame, x: Tensor, y: Tensor) -> Tensor:
     """The pair cost of a frame on tensors, ``(B, N, M)``, from coordinate differences."""
     if frame.quadratic:
         return _half_squares(x, y)
-    radial = frame.cost.radial
-    cost = frame.cost.pairs(x, y) if radial is None else radial(_distances(x, y))
+    cost = pair_costs(frame.cost, x, y)
     return cost * frame.rate if x.requires_grad else cost.mul_(frame.rate)
+
+
+def pair_costs(cost: Cost, x: Tensor, y: Tensor) -> Tensor:
+    """C of every pair of ``x (B, N, d)`` and ``y (B, M, d)``, by distances where that is enough."""
+    if cost.curvature is not None:
+        return _half_squares(x, y) * cost.curvature
+    return cost.pairs(x, y) if cost.radial is None else cost.radial(_distances(x, y))
 
 
 def _half_squares(x: Tensor, y: Tensor) -> Tensor:

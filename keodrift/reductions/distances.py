@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from keodrift.costs import Cost
+from keodrift.reductions.blocks import pair_costs
 from keodrift.reductions.precision import full_precision
 
 BLOCK = 1 << 22  # pairs held at a time
@@ -31,13 +32,8 @@ def mean_cost(x: Tensor, y: Tensor, cost: Cost, points: int | None = None) -> Te
 
 def all_costs(x: Tensor, y: Tensor, cost: Cost) -> Tensor:
     """C of every pair of two small clouds, ``(…, N, M)``."""
-    if not cost.by_distance:
-        return cost.pairs(x, y)
-    # Distances from products of coordinates would lose half the digits of small ones.
-    distances = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
-    if cost.radial is not None:
-        return cost.radial(distances)
-    return distances.square_() * ((cost.curvature or 0.0) / 2)
+    block = pair_costs(cost, x.reshape(-1, *x.shape[-2:]), y.reshape(-1, *y.shape[-2:]))
+    return block.reshape(*x.shape[:-1], y.shape[-2])
 
 
 def median_distance(points: Tensor) -> float:
