@@ -27,7 +27,7 @@ def drift_loss(
     """Regression loss ½·E‖x − sg(x + V)‖² whose gradient in a particle is −V_i/N.
 
     Args:
-        x: Particles, ``(…, N, d)``, usually a generator's output with its graph.
+        x: Particles, ``(…, N, d)``, usually a network's output with its graph.
         y: Data, ``(…, M, d)``.
         drift: The drift, or several (temperatures), whose fields are added; any ``(x, y) → V``.
         normalize: Divides each field by its root mean square, so that every temperature and every
