@@ -58,7 +58,7 @@ class Field(ABC):
         return "; ".join(dict.fromkeys(c.reason for c in self.couplings)) or "nothing was solved"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Side:
     """A cloud with its bias, and how it is reduced.
 
@@ -100,36 +100,63 @@ class Side:
         return pull if empty is None else pull.masked_fill(empty[..., None], 0)
 
 
-# Masses m⁺, m⁻ at the queries of two kernels, float64 ``(…, N)`` each.
-Masses = Callable[["SoftmaxField", GibbsKernel, GibbsKernel], tuple[Tensor, Tensor]]
+# Masses m⁺, m⁻ at the queries of two kernels, float64 ``(…, N)`` each; whether the queries are the
+# particles comes last.
+Masses = Callable[["SoftmaxField", GibbsKernel, GibbsKernel, bool], tuple[Tensor, Tensor]]
 
 
-@dataclass(frozen=True)
-class JointMass:
-    """The masses m⁺ = m⁻ = s⁺s⁻ of Deng et al., Algorithm 2.
+@dataclass(frozen=True, eq=False)
+class JointRows:
+    """Rows of the joint coupling A = K/√(r c) of Deng et al., Algorithm 2, with masses s⁺s⁻.
+
+    A query that was no row of the fit is a new one: it adds its own kernel values to the column
+    sums, as the algorithm would, so that no pair has more than 1.
 
     Attributes:
         data: Log multiplicities of the data cloud, float64 ``(…, M)``, for the row sums r.
         model: The same for the model cloud.
+        fitted: Particles that were rows of the fit, those with weight, ``(…, N)``.
+        floor: The least a pair may have.
     """
 
     data: Tensor
     model: Tensor
+    fitted: Tensor
+    floor: float = 0.0
 
     def __call__(
-        self, field: SoftmaxField, data: GibbsKernel, model: GibbsKernel
+        self, field: SoftmaxField, data: GibbsKernel, model: GibbsKernel, at_particles: bool
     ) -> tuple[Tensor, Tensor]:
-        """s⁺s⁻ at the queries of the kernels, twice."""
-        columns = data.log_mass(field.data.bias) + model.log_mass(field.model.bias)
-        mass = (columns - self.log_rows(data, model)).exp()
-        return mass, mass
+        """The masses s⁺s⁻ at the queries of the kernels, twice."""
+        (s_data, _), (s_model, _) = self.sides(field, data, model, at_particles)
+        return s_data * s_model, s_data * s_model
 
-    def log_rows(self, data: GibbsKernel, model: GibbsKernel) -> Tensor:
-        """Log r(z): row sums over data, particles and extra negatives together, ``(…, N)``."""
-        return torch.logaddexp(data.log_mass(self.data), model.log_mass(self.model))
+    def sides(
+        self, field: SoftmaxField, data: GibbsKernel, model: GibbsKernel, at_particles: bool
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Mass s± ``(…, N)`` and barycentre ``(…, N, d)`` of A on the data and the model cloud."""
+        # Row sums over data, particles and extra negatives together.
+        shift = torch.logaddexp(data.log_mass(self.data), model.log_mass(self.model)) / 2
+        found = []
+        for kernel, bias, counts in (
+            (data, field.data.bias, self.data),
+            (model, field.model.bias, self.model),
+        ):
+            columns = (2 * (counts - bias)).masked_fill(torch.isneginf(bias), 0)
+            both = []
+            if not at_particles or not bool(self.fitted.all()):
+                both.append(kernel.coupling(bias, shift, floor=self.floor, columns=columns))
+            if at_particles:
+                both.append(kernel.coupling(bias, shift, floor=self.floor))
+            mass, mean = both[-1]
+            if len(both) > 1:
+                mass = torch.where(self.fitted, mass, both[0][0])
+                mean = torch.where(self.fitted[..., None], mean, both[0][1])
+            found.append((mass, mean))
+        return found[0], found[1]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SoftmaxField(Field):
     """A field of two softmax sides.
 
@@ -179,46 +206,51 @@ class SoftmaxField(Field):
         if z is not None:
             queries = check_queries("z", z, self.particles)
             kernels = self.data.kernel(queries), self.model.kernel(queries)
-            return self._at(queries, *kernels).to(z.dtype)
+            return saturated(self._at(queries, *kernels), z.dtype)
         x = self.particles
         with torch.no_grad():
             kernels = self.kernels or (self.data.kernel(x), self.model.kernel(x, self.mask_self))
-            # The couplings know the log-masses near enough.
-            guesses = (None if c.row is None else -c.row for c in self.couplings)
-            return self._at(x, *kernels, *guesses).to(self.dtype)
+            return saturated(self._at(x, *kernels, at_particles=True), self.dtype)
 
     def _at(
-        self,
-        z: Tensor,
-        data: GibbsKernel,
-        model: GibbsKernel,
-        data_guess: Tensor | None = None,
-        model_guess: Tensor | None = None,
+        self, z: Tensor, data: GibbsKernel, model: GibbsKernel, *, at_particles: bool = False
     ) -> Tensor:
-        towards = self.data.pull(z, self.velocity, data, data_guess)
-        away = self.model.pull(z, self.velocity, model, model_guess)
+        # At the particles, the couplings know the log-masses near enough.
+        rows = [c.row for c in self.couplings] if at_particles else []
+        guesses = [None if row is None else -row for row in rows] or [None, None]
+        towards = self.data.pull(z, self.velocity, data, guesses[0])
+        away = self.model.pull(z, self.velocity, model, guesses[1])
         if self.masses is None:
             return towards - away
-        plus, minus = (mass[..., None].to(towards.dtype) for mass in self.masses(self, data, model))
+        plus, minus = (
+            mass[..., None].to(towards.dtype)
+            for mass in self.masses(self, data, model, at_particles)
+        )
         # Equal masses factor out, however large they are.
         return plus * (towards - away) + (plus - minus) * away
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FlooredField(SoftmaxField):
     """Deng et al.'s Algorithm 2 as released: the joint coupling is raised to a floor pointwise.
 
     Attributes:
-        rows: Gives the row sums that the coupling is divided by.
-        floor: The least a pair may have.
+        rows: Its rows.
     """
 
     _: KW_ONLY
-    rows: JointMass
-    floor: float
+    rows: JointRows
 
-    def _at(self, z: Tensor, data: GibbsKernel, model: GibbsKernel, *_: Tensor | None) -> Tensor:
-        shift = self.rows.log_rows(data, model) / 2
-        s_data, t_data = data.floored(self.data.bias, shift, self.floor)
-        s_model, t_model = model.floored(self.model.bias, shift, self.floor)
+    def _at(
+        self, z: Tensor, data: GibbsKernel, model: GibbsKernel, *, at_particles: bool = False
+    ) -> Tensor:
+        (s_data, t_data), (s_model, t_model) = self.rows.sides(self, data, model, at_particles)
         return (s_data * s_model)[..., None].to(t_data.dtype) * (t_data - t_model)
+
+
+def saturated(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """The values in a dtype; what half precision cannot hold becomes the largest it can."""
+    limit = torch.finfo(dtype).max
+    if limit < torch.finfo(values.dtype).max:
+        values = values.clamp(-limit, limit)
+    return values.to(dtype)

@@ -134,7 +134,8 @@ class Field:
 
     def __call__(self, q: Tensor | None = None) -> Tensor:
         p = self.p
-        mask = p.mask and q is None
+        at_particles = q is None
+        mask = p.mask and at_particles
         q = p.x if q is None else q.double()
         data = log_kernel(q, p.y, p.cost, p.tau) + self.data.unsqueeze(-2)
         model = log_kernel(q, p.z, p.cost, p.tau, mask) + self.model.unsqueeze(-2)
@@ -144,17 +145,26 @@ class Field:
             log_mass(q, p.y, self.joint[0], p.cost, p.tau),
             log_mass(q, p.z, self.joint[1], p.cost, p.tau, mask),
         )
-        # A = K/√(r_i c_j), floored pointwise except where the pair does not exist.
-        plus, minus = (
-            torch.where(torch.isneginf(block), 0.0, (block - rows[..., None] / 2).exp())
-            for block in (data, model)
-        )
+        # A = K/√(r_i c_j); a query that was no row of the fit adds its own K to c_j. Floored
+        # pointwise, except where the pair does not exist.
+        fitted = (p.a > 0)[..., None] if at_particles else torch.tensor(False)
+        couplings = []
+        for block, bias, counts in (
+            (data, self.data, self.joint[0]),
+            (model, self.model, self.joint[1]),
+        ):
+            columns = (2 * (counts - bias)).masked_fill(torch.isneginf(bias), 0).unsqueeze(-2)
+            kernel = (block - bias.unsqueeze(-2)).nan_to_num(nan=-torch.inf)
+            grown = torch.logaddexp(columns, kernel) - columns
+            a = block - rows[..., None] / 2 - torch.where(fitted, 0.0, grown / 2)
+            a = torch.where(torch.isneginf(block), 0.0, a.exp())
+            couplings.append(torch.where(a > 0, a.clamp_min(self.floor), 0.0) if self.floor else a)
+        s_plus, s_minus = (a.sum(-1, keepdim=True) for a in couplings)
         if self.floor:
-            plus, minus = (torch.where(a > 0, a.clamp_min(self.floor), 0.0) for a in (plus, minus))
-        s_plus, s_minus = plus.sum(-1, keepdim=True), minus.sum(-1, keepdim=True)
-        towards = self._pull(q, p.y, plus / s_plus)
-        away = self._pull(q, p.z, minus / s_minus)
-        return s_plus * s_minus * (towards - away)
+            plus, minus = couplings[0] / s_plus, couplings[1] / s_minus
+        else:
+            plus, minus = softmax(data), softmax(model)
+        return s_plus * s_minus * (self._pull(q, p.y, plus) - self._pull(q, p.z, minus))
 
     def _pull(self, q: Tensor, points: Tensor, rows: Tensor) -> Tensor:
         """Σ_j P_ij (y_j − q_i), or −Σ_j P_ij ∇C; a row without atoms pulls nowhere."""

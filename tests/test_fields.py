@@ -60,7 +60,7 @@ class WitnessDrift(SoftmaxDrift):
     """Gaussian MMD: g = 0 and the masses exp ℓ±/τ, which differ."""
 
     def _fit(self, clouds, start):
-        def masses(field, data, model):
+        def masses(field, data, model, at_particles):
             plus, minus = data.log_mass(field.data.bias), model.log_mass(field.model.bias)
             return plus.exp() / self.tau, minus.exp() / self.tau
 

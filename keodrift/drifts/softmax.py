@@ -13,7 +13,7 @@ from keodrift.costs import as_cost
 from keodrift.drifts.base import Drift
 from keodrift.drifts.clouds import Clouds, count
 from keodrift.errors import OptionError
-from keodrift.fields import Field, FlooredField, JointMass, Side, SoftmaxField
+from keodrift.fields import Field, FlooredField, JointRows, Side, SoftmaxField
 from keodrift.reductions import Engine, GibbsKernel, check_backend, choose_backend, gibbs_kernel
 
 
@@ -161,12 +161,11 @@ class TwoSidedDrift(SoftmaxDrift):
         data, model = _log_columns(kernels, (clouds.a * n).log())
         b = (clouds.b * count(clouds.b)).log()
         c = (clouds.c / clouds.c[..., :particles].sum(-1, keepdim=True) * n).log()
-        biases, mass = (b - data / 2, c - model / 2), JointMass(b, c)
+        biases = b - data / 2, c - model / 2
+        rows = JointRows(b, c, clouds.a > 0, self.floor or 0.0)
         if self.floor is None:
-            return self.field(clouds, *biases, masses=mass, kernels=kernels)
-        return self.field(
-            clouds, *biases, kind=FlooredField, rows=mass, floor=self.floor, kernels=kernels
-        )
+            return self.field(clouds, *biases, masses=rows, kernels=kernels)
+        return self.field(clouds, *biases, kind=FlooredField, rows=rows, kernels=kernels)
 
 
 def _log_columns(kernels: tuple[GibbsKernel, GibbsKernel], bias: Tensor) -> tuple[Tensor, Tensor]:

@@ -76,13 +76,25 @@ def exponentials_(logits: Tensor) -> Tensor:
     return logits.clamp_(min=math.log(torch.finfo(logits.dtype).tiny) + 1).exp_()
 
 
+def coupling_weights(
+    logits: Tensor, own: tuple[Tensor, Tensor] | None, rows: slice, columns: slice
+) -> Tensor:
+    """A = exp(logits), divided by √(1 + A exp(s_i + t_j)) where ``own = (s, t)`` is given."""
+    if own is not None:
+        s, t = own[0][:, rows, None], own[1][:, None, columns]
+        logits = logits - torch.nn.functional.softplus(logits + s + t) / 2
+    return logits.exp()
+
+
 def lowest(like: Tensor) -> float:
     """A number below every logit, of which differences stay finite."""
     return torch.finfo(like.dtype).min / 4
 
 
 def raise_to(floor: float, weights: Tensor, mask_self: bool, i: int = 0, j: int = 0) -> Tensor:
-    """Raises kernel values to a floor; excluded pairs stay at 0."""
+    """Raises kernel values to a floor, if there is one; excluded pairs stay at 0."""
+    if floor <= 0:
+        return weights
     weights = weights.clamp(min=floor)
     if mask_self:
         _diagonal(weights, i, j).zero_()

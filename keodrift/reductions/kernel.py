@@ -8,6 +8,7 @@ guess, empty rows and graph are settled here, and an engine answers on working c
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from functools import cached_property
@@ -61,8 +62,18 @@ class GibbsKernel(ABC):
         """
 
     @abstractmethod
-    def _floored_sum(self, bias: Tensor, shift: Tensor, values: Tensor, floor: float) -> Tensor:
-        """``Σ_j max(exp(bias_j − shift_i − c_ij), floor) values_j``, ``(B, N, v)``."""
+    def _coupling_sum(
+        self,
+        bias: Tensor,
+        shift: Tensor,
+        values: Tensor,
+        floor: float,
+        own: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        """``Σ_j max(A_ij, floor) values_j``, A_ij = exp(bias_j − shift_i − c_ij), ``(B, N, v)``.
+
+        With ``own = (s, t)`` every A is divided by √(1 + A exp(s_i + t_j)).
+        """
 
     # What users of a kernel call.
 
@@ -75,6 +86,35 @@ class GibbsKernel(ABC):
     def eps(self) -> float:
         """Rounding of the arithmetic on pairs."""
         return torch.finfo(self.frame.y.dtype).eps
+
+    def rounding(self, a: Tensor, b: Tensor, f: Tensor, g: Tensor) -> Tensor:
+        """How much of a marginal's L1 error the arithmetic on pairs cannot see, ``(…,)``.
+
+        Averaged over a coupling exp(f + g − C/τ) a b: roundings of biases and logits, of points
+        (which move a logit by R·√(2c)), and of a sum of M terms. They do not all point one way: a
+        quarter of their sum is twice the most that was seen (benchmarks/fuzz.py).
+
+        Args:
+            a: Weights of the queries, ``(…, N)``.
+            b: Weights of the atoms, ``(…, M)``.
+            f: Potential at the queries in units of τ.
+            g: Potential at the atoms.
+        """
+        frame = self.frame
+        a, b, f, g = (z.reshape(len(frame.x), -1) for z in (a, b, f, g))
+        rows = a.log() + f + frame.row
+        columns = b.log() + g + frame.col
+        cost = _mean(b, columns) + _mean(a, f + frame.row) + math.log(b.shape[-1])
+        spread = rows.amax(-1) - _mean(a, rows) + columns.amax(-1) - _mean(b, columns)
+        x, y = (z.detach().double().square().sum(-1) for z in (frame.x, frame.y))
+        squares = _mean(a, x) + _mean(b, y)
+        cost = cost.clamp_min(0)
+        terms = cost + spread + (2 * cost * squares).sqrt() + max(a.shape[-1], b.shape[-1]) ** 0.5
+        return ((self.eps * (8 + terms) + self._omitted(squares)) / 4).reshape(self.batch)
+
+    def _omitted(self, squares: Tensor) -> Tensor | float:
+        """What an engine leaves out of a log-mass beside roundings, by its points' mean squares."""
+        return 0.0
 
     @final
     @in_full_precision
@@ -140,14 +180,29 @@ class GibbsKernel(ABC):
 
     @final
     @in_full_precision
-    def floored(self, bias: Tensor, shift: Tensor, floor: float) -> tuple[Tensor, Tensor]:
-        """Mass and barycentre of the coupling max(exp(bias_j − shift_i − C_ij/τ), floor)."""
+    def coupling(
+        self, bias: Tensor, shift: Tensor, *, floor: float = 0.0, columns: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mass and barycentre of the rows A_ij = exp(bias_j − shift_i − C_ij/τ), unnormalised.
+
+        Args:
+            bias: ``(…, M)``.
+            shift: ``(…, N)``.
+            floor: The least a pair may have; an excluded pair has 0.
+            columns: Logarithms of column sums c_j that are part of the bias as −½ log c_j, of rows
+                that the queries are not among: each then adds its own kernel value to c_j, which
+                keeps A bounded.
+        """
         frame = self.frame
+        own = None
+        if columns is not None:
+            t = -(bias + columns).masked_fill(torch.isneginf(bias), 0).reshape(frame.col.shape)
+            own = (shift.reshape(frame.row.shape).to(frame.y.dtype), t.to(frame.y.dtype))
         bias, top = split(self._full(bias), frame.y.dtype)
         guess = (shift.reshape(frame.row.shape) - frame.row - top).to(bias.dtype)
         values = torch.cat([torch.ones_like(frame.y[..., :1]), frame.y], -1)
         values = values * torch.isfinite(bias)[..., None]  # the floor must not revive an atom
-        total = self._floored_sum(bias, guess, values, floor)
+        total = self._coupling_sum(bias, guess, values, floor, own)
         mass = total[..., :1]
         mean = frame.atoms(total[..., 1:] / mass.clamp_min(torch.finfo(mass.dtype).tiny))
         mean = mean.reshape(*self.batch, *mean.shape[-2:])
@@ -187,6 +242,10 @@ class GibbsKernel(ABC):
         vectors = vectors.reshape(*self.batch, *vectors.shape[-2:])
         empty = self.empty_rows(bias)
         return vectors if empty is None else vectors.masked_fill(empty[..., None], 0)
+
+
+def _mean(weights: Tensor, values: Tensor) -> Tensor:
+    return torch.where(weights > 0, weights * values, 0.0).sum(-1)
 
 
 def split(bias: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

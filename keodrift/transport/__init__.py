@@ -2,9 +2,10 @@
 
 from keodrift.transport.problem import EntropicProblem
 from keodrift.transport.sinkhorn import Coupling, Sinkhorn, half_step, marginal_error
-from keodrift.transport.starts import Carried, coarse, cooled, zero
+from keodrift.transport.starts import Again, Carried, coarse, cooled, zero
 
 __all__ = [
+    "Again",
     "Carried",
     "Coupling",
     "EntropicProblem",

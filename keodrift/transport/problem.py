@@ -12,7 +12,7 @@ from keodrift.reductions import ENGINES, Engine, GibbsKernel, gibbs_kernel
 from keodrift.transport.clusters import clustered
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EntropicProblem:
     """OT_τ between the clouds x (rows) and y (columns).
 
@@ -45,6 +45,16 @@ class EntropicProblem:
         return gibbs_kernel(
             self.x, self.y, self.cost, self.tau, mask_self=self.masked, backend=self.backend
         )
+
+    @cached_property
+    def infeasible(self) -> Tensor:
+        """Whether no coupling has these marginals, ``(…,)``.
+
+        Masked, what yᵢ takes in comes from the others, who have 1 − aᵢ to give.
+        """
+        pairs = min(self.a.shape[-1], self.b.shape[-1])
+        both = self.a[..., :pairs] + self.b[..., :pairs]
+        return (both > 1 + 1e-12).any(-1) & self.masked
 
     def at_rows(self, points: Tensor) -> GibbsKernel:
         """The kernel of further rows, ``points`` in the place of x, and y."""

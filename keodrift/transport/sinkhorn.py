@@ -25,8 +25,10 @@ from keodrift.reductions import GibbsKernel
 from keodrift.transport.anderson import Anderson
 from keodrift.transport.problem import EntropicProblem
 
+FARTHEST = 2.0  # L1 distance of two distributions, at most: the error where nothing can be done
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Coupling:
     """A coupling exp(f_i + g_j − C_ij/τ) a_i b_j through its potentials, with its diagnostics.
 
@@ -70,12 +72,15 @@ class Coupling:
     def marginal_error(self) -> Tensor:
         """L1 error of the column marginal of the row-normalised coupling, ``(…,)``.
 
-        Known from a solve; after a fixed number of half-steps it takes two passes, on demand.
+        With what the arithmetic may hide, so that the true one is not above it. Known from a solve;
+        after a fixed number of half-steps it takes two passes, on demand.
         """
         if self.error is not None:
             return self.error
-        p = self.problem
-        return marginal_error(p.b, self.g, half_step(p.kernel.T, p.a, self._row_step()))
+        p, f = self.problem, self._row_step()
+        seen = marginal_error(p.b, self.g, half_step(p.kernel.T, p.a, f))
+        error = seen + p.kernel.rounding(p.a, p.b, f, self.g)
+        return torch.where(p.infeasible, FARTHEST, error)
 
     @property
     def converged(self) -> Tensor:
@@ -140,7 +145,7 @@ class Sinkhorn:
         found = self.solve(problem, start)
         if not bool(found.converged.all()):
             warnings.warn(
-                f"Sinkhorn {found.reason}; raise max_half_steps, tol or tau.",
+                f"Sinkhorn {found.reason}; raise max_half_steps, tol or tau, or use float64.",
                 ConvergenceWarning,
                 stacklevel=users_stacklevel(),
             )
@@ -156,7 +161,7 @@ class Sinkhorn:
         return Coupling(problem, g, self.tol, f, half_steps, reason=reason)
 
     def solve(self, problem: EntropicProblem, start: Start) -> Coupling:
-        """Potentials to a marginal error of ``tol``, or as near as the cap allows."""
+        """Potentials to a marginal error of ``tol``, or as near as cap and arithmetic allow."""
         begin = start(problem, self)
         if begin.error is not None and bool(begin.converged.all()):
             return begin
@@ -164,8 +169,10 @@ class Sinkhorn:
         g, f, half_steps = begin.g, begin.row, begin.half_steps - 1
         memory = Anderson(b)
         slack = 64 * kernel.eps
+        hopeless = problem.infeasible
         plain: Tensor | None = None
         value: Tensor | None = None
+        floor: Tensor | None = None
         image, error = g, torch.full_like(b[..., 0], torch.inf)
         while half_steps < self.max_half_steps:
             f, half_steps = half_step(kernel, b, g, f), half_steps + 1
@@ -180,25 +187,31 @@ class Sinkhorn:
                     f, half_steps = half_step(kernel, b, g, f), half_steps + 1
                     reached = dual(problem, f, g)
             value = reached
-            if problem.symmetric:
-                image = (g + f) / 2
-                error = marginal_error(a, g, f)
-            else:
-                image, half_steps = half_step(kernel.T, a, f, g), half_steps + 1
-                error = marginal_error(b, g, image)
-            if bool((error <= tol).all()):
+            image, half_steps = half_step(kernel.T, a, f, g), half_steps + 1
+            seen = marginal_error(b, g, image)
+            if floor is None or bool(((seen <= tol) | (seen <= floor)).all()):
+                floor = kernel.rounding(a, b, f, g)
+            error = torch.where(hopeless, FARTHEST, seen + floor)
+            done = (error <= tol) | (seen <= floor) | hopeless
+            if bool(done.all()):
                 break
-            plain = image
-            g = torch.where((error <= tol)[..., None], image, memory.extrapolate(g, image))
-        # The last half-step is kept, which lowers the error that was measured before it: a column
-        # half-step never raises it, and the symmetric step halves the distance to the solution.
-        row = image if problem.symmetric else f
-        worst = float(error.max())
-        verb, sign = ("ended", "≤") if worst <= tol else ("stopped", ">")
-        reason = (
-            f"{verb} after {half_steps} half-steps at marginal error {worst:.1e} {sign} {tol:g}"
-        )
-        return Coupling(problem, image, tol, row, half_steps + 1, begin.coarse, error, reason)
+            # Of a self problem both f and its half-step are potentials; their mean is nearer.
+            plain = (f + image) / 2 if problem.symmetric else image
+            g = torch.where(done[..., None], plain, memory.extrapolate(g, plain))
+        # The last half-step is kept: it never raises the error that was measured before it.
+        reason = self._reason(half_steps, error, hopeless)
+        return Coupling(problem, image, tol, f, half_steps + 1, begin.coarse, error, reason)
+
+    def _reason(self, half_steps: int, error: Tensor, hopeless: Tensor) -> str:
+        """Why a solve ended, in words."""
+        worst, tol = float(error.max()), self.tol
+        if bool(hopeless.any()):
+            return "stopped: without the pairs i = i a weight is more than the others can hold"
+        if worst <= tol:
+            return f"ended after {half_steps} half-steps at marginal error {worst:.1e} ≤ {tol:g}"
+        limit = "the cap" if half_steps >= self.max_half_steps else "what the dtype can tell"
+        begin = f"stopped after {half_steps} half-steps, at {limit}"
+        return f"{begin}, with marginal error {worst:.1e} > {tol:g}"
 
 
 def half_step(

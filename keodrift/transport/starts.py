@@ -70,7 +70,22 @@ def coarse(problem: EntropicProblem, solver: Sinkhorn) -> Coupling:
     return Coupling(problem, g, solver.tol, f, coarse=found.levels)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Again:
+    """An earlier coupling of the same problem, to be solved further.
+
+    Attributes:
+        before: The coupling.
+    """
+
+    before: Coupling
+
+    def __call__(self, problem: EntropicProblem, solver: Sinkhorn) -> Coupling:
+        """The coupling, judged by the solver's tolerance; its half-steps count."""
+        return replace(self.before, tol=solver.tol)
+
+
+@dataclass(frozen=True, eq=False)
 class Carried:
     """The potential of an earlier coupling as a function.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from keodrift.reductions.blocks import (
+    coupling_weights,
     exclude_self,
     exponentials_,
     lowest,
@@ -104,24 +105,29 @@ class DenseKernel(PairKernel):
             yield rows, exponentials_(logits.sub_(floor)), top
 
     def _plain_sum(self, bias: Tensor, shift: Tensor, values: Tensor | None = None) -> Tensor:
-        return self._sum(bias, shift, values, 0.0)
-
-    def _floored_sum(self, bias: Tensor, shift: Tensor, values: Tensor, floor: float) -> Tensor:
-        if not self.block.requires_grad:
-            return self._sum(bias, shift, values, floor)
-        weights = (bias[:, None, :] - self.block - shift[..., None]).exp()
-        return raise_to(floor, weights, self.frame.mask_self) @ values
-
-    def _sum(self, bias: Tensor, shift: Tensor, values: Tensor | None, floor: float) -> Tensor:
         width = 1 if values is None else values.shape[-1]
         total = bias.new_empty(*self.block.shape[:-1], width)
         for rows in row_blocks(self.block):
             logits = bias[:, None, :] - self.block[:, rows]
             weights = exponentials_(logits.sub_(shift[:, rows, None]))
-            if floor > 0:
-                weights = raise_to(floor, weights, self.frame.mask_self, rows.start)
             total[:, rows] = weights.sum(-1, keepdim=True) if values is None else weights @ values
         return total
+
+    def _coupling_sum(
+        self,
+        bias: Tensor,
+        shift: Tensor,
+        values: Tensor,
+        floor: float,
+        own: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        parts = []
+        for rows in row_blocks(self.block):
+            logits = bias[:, None, :] - self.block[:, rows] - shift[:, rows, None]
+            weights = coupling_weights(logits, own, rows, slice(None))
+            weights = raise_to(floor, weights, self.frame.mask_self, rows.start)
+            parts.append(weights @ values)
+        return torch.cat(parts, -2)
 
     def _about(
         self, bias: Tensor, guess: Tensor, values: Tensor | None

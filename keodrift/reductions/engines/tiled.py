@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from keodrift.reductions.blocks import (
+    coupling_weights,
     exclude_self,
     exponentials_,
     lowest,
@@ -61,32 +62,32 @@ class TiledKernel(PairKernel):
         return out
 
     def _plain_sum(self, bias: Tensor, shift: Tensor, values: Tensor | None = None) -> Tensor:
-        return self._sum(bias, shift, values, 0.0)
-
-    def _floored_sum(self, bias: Tensor, shift: Tensor, values: Tensor, floor: float) -> Tensor:
-        if not self.frame.x.requires_grad:
-            return self._sum(bias, shift, values, floor)
-
-        def verb(logits: Tensor, i: int) -> Tensor:
-            weights = (logits - shift[:, i : i + logits.shape[1], None]).exp()
-            return raise_to(floor, weights, self.frame.mask_self, i) @ values
-
-        return self._by_rows(verb, bias, -2)
-
-    def _sum(self, bias: Tensor, shift: Tensor, values: Tensor | None, floor: float) -> Tensor:
         frame = self.frame
         out = frame.y.new_zeros(*frame.x.shape[:2], 1 if values is None else values.shape[-1])
         for i, i_end, j, j_end in self._tiles():
-            weights = self._logits(bias, i, i_end, j, j_end)
-            weights = exponentials_(
-                weights.sub_(shift[:, i:i_end, None] + self._row_term(i, i_end))
-            )
-            if floor > 0:
-                weights = raise_to(floor, weights, frame.mask_self, i, j)
+            logits = self._logits(bias, i, i_end, j, j_end)
+            logits.sub_(shift[:, i:i_end, None] + self._row_term(i, i_end))
+            weights = exponentials_(logits)
             out[:, i:i_end] += (
                 weights.sum(-1, keepdim=True) if values is None else weights @ values[:, j:j_end]
             )
         return out
+
+    def _coupling_sum(
+        self,
+        bias: Tensor,
+        shift: Tensor,
+        values: Tensor,
+        floor: float,
+        own: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        def verb(logits: Tensor, i: int) -> Tensor:
+            rows = slice(i, i + logits.shape[1])
+            logits = logits - shift[:, rows, None]
+            weights = coupling_weights(logits, own, rows, slice(None))
+            return raise_to(floor, weights, self.frame.mask_self, i) @ values
+
+        return self._by_rows(verb, bias, -2)
 
     @cached_property
     def _products(self) -> bool:
@@ -101,6 +102,9 @@ class TiledKernel(PairKernel):
     def _half_norms(self) -> tuple[Tensor, Tensor]:
         frame = self.frame
         return frame.x.detach().square().sum(-1) / 2, frame.y.square().sum(-1) / 2
+
+    def _omitted(self, squares: Tensor) -> Tensor | float:
+        return self.eps * squares if self._products else 0.0
 
     def _row_term(self, i: int, i_end: int) -> Tensor | float:
         return self._half_norms[0][:, i:i_end, None] if self._products else 0.0

@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,8 +103,11 @@ class CellKernel(GibbsKernel):
         found = self._sums(bias, averages=True) if values is None else None
         return self._exact._average(bias, values, guess) if found is None else found
 
-    def _floored_sum(self, bias: Tensor, shift: Tensor, values: Tensor, floor: float) -> Tensor:
-        return self._exact._floored_sum(bias, shift, values, floor)
+    def _coupling_sum(self, *arguments: Any) -> Tensor:
+        return self._exact._coupling_sum(*arguments)
+
+    def _omitted(self, squares: Tensor) -> Tensor | float:
+        return 2 * ACCURACY[self.frame.y.dtype]
 
     def _sums(self, bias: Tensor, averages: bool) -> Tensor | None:
         """Log-sums or averages of the atoms; None where pairs of points are cheaper."""

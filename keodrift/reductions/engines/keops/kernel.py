@@ -107,8 +107,8 @@ class KeopsKernel(PairKernel):
         out = self._run(("plain", v), run, fast=not bias.is_cuda)
         return self._tiled._plain_sum(bias, shift, values) if out is None else out
 
-    def _floored_sum(self, bias: Tensor, shift: Tensor, values: Tensor, floor: float) -> Tensor:
-        return self._tiled._floored_sum(bias, shift, values, floor)
+    def _coupling_sum(self, *arguments: Any) -> Tensor:
+        return self._tiled._coupling_sum(*arguments)
 
     def _rough_log_sum(self, bias: Tensor) -> Tensor | None:
         """A guess of the log-sum from a few atoms, where a plain sum about it is worth trying."""
