@@ -7,10 +7,10 @@
 A call fails if its inputs are valid and its result is not finite, has another shape, dtype or
 device than promised, or if an input was changed, or if it raises anything but an `ArgumentError`.
 A fit fails if a coupling reports a smaller marginal error than it has: the L1 error of the columns
-of its row-normalised plan, formed densely in float64 from the same points and potentials. A log-mass
-is rounded in the dtype of the points, so 4·eps·(1 + mean logit of the plan) is allowed, and 2e-5 or
-2e-9 more for cells. The exit status is 1 after a failure; ``only=`` does one call again,
-``only_fit=`` one fit, and shows the traceback.
+of its row-normalised plan, formed densely in float64 from the same points and potentials. The
+rounding of the points' dtype, 4·eps·(1 + mean logit of the plan), is allowed, and 2e-5 or 2e-9 more
+for cells. The exit status is 1 after a failure; ``only=`` does one call again, ``only_fit=`` one
+fit, and shows the traceback.
 """
 
 from __future__ import annotations
@@ -271,6 +271,8 @@ def loss(case: Case) -> Results:
 def neighbours(case: Case) -> Results:
     count = kd.effective_neighbours(case.drift.fit(case.x, case.y, **given(case)))
     yield "neighbours", count, case.x.shape[:-2], torch.float64
+    if not bool(((count > 0.95) & (count < 1.05 * case.y.shape[-2])).all()):
+        raise ArithmeticError("not between 1 and the number of data points")
 
 
 def simulate(case: Case) -> Results:
