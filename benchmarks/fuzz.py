@@ -358,7 +358,8 @@ def draw_fit(seed: int, number: int, size: int | None = None) -> Case:
         half_steps=dice.choice([None, None, 2 * dice.size(20) - 1]),
         backend=dice.choice(engines),
     )
-    return Case("fit", drift, x, y, x, inputs)
+    before = x + dice.power(-4, 0) * dice.normal(n, d).to(dtype)
+    return Case("fit", drift, x, y, before, inputs, {"warm": dice.chance(0.3)})
 
 
 def true_error(coupling: Any, block: int = 1000) -> tuple[float, float]:
@@ -379,7 +380,8 @@ def check_fit(case: Case) -> tuple[str, str]:
     engine = getattr(case.drift.backend, "name", case.drift.backend)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", kd.ConvergenceWarning)
-        found = case.drift.fit(case.x, case.y, **case.inputs)
+        start = case.drift.fit(case.z, case.y, **case.inputs) if case.options["warm"] else None
+        found = case.drift.fit(case.x, case.y, **case.inputs, start=start)
     for side, coupling in zip(("data", "model"), found.couplings, strict=True):
         reported, (true, logit) = float(coupling.marginal_error), true_error(coupling)
         allowed = 4 * torch.finfo(case.x.dtype).eps * (1 + logit)
