@@ -164,7 +164,7 @@ def toy(cfg, out: Path) -> dict:
     plots.save_figure(
         plots.plot_curves(
             {"network": ([row["step"] for row in looked], [row["w2_squared"] for row in looked])},
-            title="The distance to the target falls to what real samples score",
+            title="Distance to the target, and what real samples score",
             ylabel="$W_2^2$ [length$^2$]",
             floor=floor,
         ),
@@ -300,7 +300,7 @@ def flow(cfg, out: Path) -> dict:
         {name: paths[name][frames] for name in ("one-sided", "converged")},
         [settings.step_size * frame for frame in frames.tolist()],
         target,
-        title="90/10 start, 50/50 data: only the converged drift moves mass between modes",
+        title="90/10 start, 50/50 data: how much mass crosses the gap",
     )
     table = ["| drift | left mode | $W_2^2$ |", "|---|---|---|"]
     table += [
@@ -311,7 +311,7 @@ def flow(cfg, out: Path) -> dict:
     times = [settings.step_size * k for k in range(settings.steps + 1)]
     figure = plots.plot_curves(
         {name: (times, (100 * left).tolist()) for name, left in lefts.items()},
-        title="Mass crosses the gap only as far as the solver has converged",
+        title="90/10 start, 50/50 data: how much mass crosses the gap",
         xlabel="time t = step size × steps",
         ylabel="particles on the left mode [%]",
         floor=50,

@@ -103,7 +103,7 @@ def test_large_batch_writes_figure_and_tables(tmp_path):
 SCRIPTS = [
     *(EXAMPLES / f"{name}.py" for name in ("demo", "wrong_masses", "large_batch")),
     *(EXAMPLES.parent / "benchmarks" / f"{name}.py" for name in (
-        "field_error", "memory", "passes", "scaling", "solver", "step",
+        "field_error", "fuzz", "memory", "passes", "scaling", "solver", "step",
     )),
 ]  # fmt: skip
 

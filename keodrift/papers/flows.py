@@ -1,4 +1,8 @@
-"""Particle flows over fields and temperatures (Figs. 1, 5): paths, animation, final W₂²."""
+"""Particle flows over fields and temperatures (Figs. 1, 5): paths, animation, final W₂².
+
+Fig. 1's caption says 30 sweeps, the text 100, and beside it the kernel is exp(−‖x−y‖/τ), elsewhere
+exp(−‖x−y‖²/τ). Here it is 100 sweeps and exp(−‖x−y‖²/τ).
+"""
 
 from __future__ import annotations
 
