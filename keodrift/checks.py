@@ -21,6 +21,7 @@ from keodrift.errors import (
     WeightsError,
 )
 
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 PROBES = 32  # points of a cloud, at most, that a user's cost is tried on
 
 
@@ -42,8 +43,15 @@ def check_cloud(name: str, points: Tensor, like: Tensor | None = None) -> Tensor
     """
     if not isinstance(points, Tensor):
         raise DtypeError(name, type(points).__name__, "a floating-point torch tensor (…, N, d)")
-    if not points.dtype.is_floating_point:
-        raise DtypeError(name, points.dtype, "a floating-point dtype, such as torch.float32")
+    if points.dtype not in DTYPES:
+        raise DtypeError(name, points.dtype, "float32, float64, float16 or bfloat16")
+    if points.layout != torch.strided:
+        raise DtypeError(name, points.layout, "a dense tensor")
+    if points.is_meta:
+        raise DeviceError(name, "a meta tensor", "points with values")
+    if torch._C._functorch.is_functorch_wrapped_tensor(points):
+        needs = "a plain tensor; batch axes and a field's own gradients need no transform"
+        raise DtypeError(name, "a tensor inside a torch.func transform", needs)
     shape = tuple(points.shape)
     if points.dim() < 2 or points.shape[-1] == 0:
         raise ShapeError(name, f"shape {shape}", "(…, number of points, d) with d ≥ 1")
@@ -79,7 +87,7 @@ def check_queries(name: str, points: Tensor, like: Tensor) -> Tensor:
     Raises:
         ArgumentError: As `check_cloud`.
     """
-    if isinstance(points, Tensor) and points.dtype.is_floating_point:
+    if isinstance(points, Tensor) and points.dtype in DTYPES:
         check_cloud(name, points.detach().to(like.dtype), like)
         return points.to(like.dtype)
     return check_cloud(name, points, like)
@@ -190,7 +198,29 @@ def check_positive(name: str, value: object, *, integer: bool = False) -> None:
         raise OptionError(name, repr(value), f"a positive {'integer' if integer else 'number'}")
 
 
-def check_cost(cost: Cost, x: Tensor, y: Tensor) -> Cost:
+def check_temperature(tau: float, cost: Cost, *clouds: Tensor) -> None:
+    """Checks that C/τ between points of the clouds stays within their dtype.
+
+    Raises:
+        TemperatureError: It does not.
+    """
+    low, high = (torch.stack([z.aminmax(dim=-2)[k].double() for z in clouds]) for k in (0, 1))
+    if cost.curvature is not None:
+        # Each cloud about its own mean: what lies between them is kept in float64.
+        widest = cost.curvature * (high - low).norm(dim=-1).sum(0).square() / 2
+    elif cost.radial is not None:
+        widest = cost.radial((high.amax(0) - low.amin(0)).norm(dim=-1))
+    else:
+        few = torch.cat([z[..., :: -(-z.shape[-2] // PROBES), :] for z in clouds], -2)
+        widest = 16 * cost.pairs(few, few).abs().double()
+    reach, limit = float(widest.max()) / tau, torch.finfo(clouds[0].dtype).max / 1024
+    if not reach < limit:
+        needs = f"one at which it stays below {limit:.0e}"
+        needs += ", or float64" if clouds[0].dtype != torch.float64 else ""
+        raise TemperatureError("tau", f"{tau:g}, at which C/τ reaches {reach:.0e}", needs)
+
+
+def check_cost(cost: Cost, *clouds: Tensor) -> Cost:
     """Tries a user's expression on some points of each cloud, and whether it is symmetric there.
 
     Returns:
@@ -201,7 +231,7 @@ def check_cost(cost: Cost, x: Tensor, y: Tensor) -> Cost:
     """
     if cost.by_distance:
         return cost
-    few = torch.cat([z[..., :: -(-z.shape[-2] // PROBES), :] for z in (x, y)], -2)
+    few = torch.cat([z[..., :: -(-z.shape[-2] // PROBES), :] for z in clouds], -2)
     values = cost.pairs(few, few)
     if not bool(torch.isfinite(values).all()):
         raise CostError("cost", f"'{cost.name}' returning NaN or infinity", "finite values")

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from keodrift import checks
 from keodrift.costs import Cost, as_cost
 from keodrift.drifts.clouds import Cloud
+from keodrift.fields import saturated
 from keodrift.reductions import Engine, check_backend
 from keodrift.transport import Coupling, EntropicProblem, Sinkhorn, coarse
 
@@ -64,7 +65,9 @@ def sinkhorn_divergence(
         Cloud.checked("x", x, x_weights, None, x),
         Cloud.checked("y", y, y_weights, None, x),
     )
-    cost = checks.check_cost(cost, *(cloud.points for cloud in clouds))
+    points = [cloud.points for cloud in clouds]
+    cost = checks.check_cost(cost, *points)
+    checks.check_temperature(tau, cost, *points)
     return _Divergence.apply(x, y, clouds, (cost, tau, backend), solver)
 
 
@@ -93,12 +96,15 @@ class _Divergence(torch.autograd.Function):
             )
         ]
         ctx.save_for_backward(*slopes)
-        return (cross.value - (selves[0].value + selves[1].value) / 2).to(x.dtype)
+        return saturated(cross.value - (selves[0].value + selves[1].value) / 2, x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        slopes = (None if s is None else grad[..., None, None] * s for s in ctx.saved_tensors)
+        slopes = (
+            None if s is None else saturated(grad[..., None, None] * s, grad.dtype)
+            for s in ctx.saved_tensors
+        )
         return (*slopes, None, None, None)
 
 

@@ -7,6 +7,7 @@ biases and the masses m± come about.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
@@ -109,51 +110,56 @@ Masses = Callable[["SoftmaxField", GibbsKernel, GibbsKernel, bool], tuple[Tensor
 class JointRows:
     """Rows of the joint coupling A = K/√(r c) of Deng et al., Algorithm 2, with masses s⁺s⁻.
 
-    A query that was no row of the fit is a new one: it adds its own kernel values to the column
-    sums, as the algorithm would, so that no pair has more than 1.
+    Every row counts at least once in its own columns, as it does in the algorithm, so that no pair
+    has more than the root of its column's multiplicity: a query that was no row of the fit, or a
+    particle of little weight, adds what is missing of its kernel values to the column sums c.
 
     Attributes:
         data: Log multiplicities of the data cloud, float64 ``(…, M)``, for the row sums r.
         model: The same for the model cloud.
-        fitted: Particles that were rows of the fit, those with weight, ``(…, N)``.
+        particles: Multiplicities of the particles, ``(…, N)``.
         floor: The least a pair may have.
     """
 
     data: Tensor
     model: Tensor
-    fitted: Tensor
+    particles: Tensor
     floor: float = 0.0
 
     def __call__(
         self, field: SoftmaxField, data: GibbsKernel, model: GibbsKernel, at_particles: bool
     ) -> tuple[Tensor, Tensor]:
         """The masses s⁺s⁻ at the queries of the kernels, twice."""
-        (s_data, _), (s_model, _) = self.sides(field, data, model, at_particles)
-        return s_data * s_model, s_data * s_model
+        mass, _, _ = self.sides(field, data, model, at_particles)
+        return mass, mass
 
     def sides(
         self, field: SoftmaxField, data: GibbsKernel, model: GibbsKernel, at_particles: bool
-    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Mass s± ``(…, N)`` and barycentre ``(…, N, d)`` of A on the data and the model cloud."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The mass s⁺s⁻ ``(…, N)`` and the barycentres of A on data and model cloud."""
         # Row sums over data, particles and extra negatives together.
         shift = torch.logaddexp(data.log_mass(self.data), model.log_mass(self.model)) / 2
-        found = []
+        missing = (1 - self.particles).clamp_min(0) if at_particles else torch.ones_like(shift)
+        log_mass, means = torch.zeros_like(shift), list[Tensor]()
         for kernel, bias, counts in (
             (data, field.data.bias, self.data),
             (model, field.model.bias, self.model),
         ):
             columns = (2 * (counts - bias)).masked_fill(torch.isneginf(bias), 0)
-            both = []
-            if not at_particles or not bool(self.fitted.all()):
-                both.append(kernel.coupling(bias, shift, floor=self.floor, columns=columns))
-            if at_particles:
-                both.append(kernel.coupling(bias, shift, floor=self.floor))
-            mass, mean = both[-1]
-            if len(both) > 1:
-                mass = torch.where(self.fitted, mass, both[0][0])
-                mean = torch.where(self.fitted[..., None], mean, both[0][1])
-            found.append((mass, mean))
-        return found[0], found[1]
+            # In units of the most a pair may have.
+            unit = counts.amax(-1, keepdim=True).clamp_min(0) / 2
+            mass, mean = kernel.coupling(
+                bias,
+                shift + unit,
+                columns=columns,
+                missing=missing,
+                floor=0.0 if self.floor == 0 else self.floor * (-unit).exp(),
+            )
+            log_mass = log_mass + unit + mass.log()
+            means.append(mean)
+        # Beyond any batch, and far from what the product with a length could not hold.
+        most = torch.finfo(means[0].dtype).max ** 0.5
+        return log_mass.clamp(max=math.log(most)).exp(), means[0], means[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,8 +250,8 @@ class FlooredField(SoftmaxField):
     def _at(
         self, z: Tensor, data: GibbsKernel, model: GibbsKernel, *, at_particles: bool = False
     ) -> Tensor:
-        (s_data, t_data), (s_model, t_model) = self.rows.sides(self, data, model, at_particles)
-        return (s_data * s_model)[..., None].to(t_data.dtype) * (t_data - t_model)
+        mass, towards, away = self.rows.sides(self, data, model, at_particles)
+        return mass[..., None].to(towards.dtype) * (towards - away)
 
 
 def saturated(values: Tensor, dtype: torch.dtype) -> Tensor:

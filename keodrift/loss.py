@@ -1,4 +1,4 @@
-"""From field to generator: stop-gradient regression on x + V, and its usual normalisations."""
+"""From field to network: stop-gradient regression on x + V, and its usual normalisations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from keodrift.checks import check_cloud, check_positive
+from keodrift.checks import check_cloud, check_positive, check_weights, normalised
 from keodrift.costs import euclidean
 from keodrift.errors import OptionError
 from keodrift.reductions import mean_cost
@@ -24,7 +24,7 @@ def drift_loss(
     scale_features: bool = False,
     **inputs: Any,
 ) -> Tensor:
-    """Regression loss ½·E‖x − sg(x + V)‖² whose gradient in a particle is −V_i/N.
+    """Regression loss ½·E‖x − sg(x + V)‖² whose gradient in a particle is −a_i V_i.
 
     Args:
         x: Particles, ``(…, N, d)``, usually a network's output with its graph.
@@ -32,12 +32,14 @@ def drift_loss(
         drift: The drift, or several (temperatures), whose fields are added; any ``(x, y) → V``.
         normalize: Divides each field by its root mean square, so that every temperature and every
             stage of training moves particles equally far. Off: the field as it is.
-        scale_features: Divides coordinates by the factor that makes the mean distance between
-            particles and data √d, before the drift; τ is then relative to that scale.
+        scale_features: Divides coordinates by the factor that makes the mean distance of particles
+            to data and negatives √d, before the drift, in each problem and class by its own; τ is
+            then relative to that scale.
         **inputs: Weights, negatives, labels, start: as for calling the drift.
 
     Returns:
-        A scalar: mean over particles (and batch axes), sum over coordinates.
+        A scalar, in float32 at least: mean over particles by their weights (and over batch axes),
+        sum over coordinates.
 
     Raises:
         OptionError: No drift was given.
@@ -58,42 +60,85 @@ def drift_loss(
     check_cloud("y", y, x)
     if inputs.get("negatives") is not None:
         check_cloud("negatives", inputs["negatives"], x)
-    scale = feature_scale(x, y) if scale_features else 1.0
+    shares = _shares(x, inputs.get("x_weights"))
+    scale: Tensor | float = 1.0
+    with torch.no_grad():
+        if scale_features:
+            scale, y, inputs = _scaled(x.detach(), y, inputs)
     features = x / scale
     with torch.no_grad():
         points = features.detach()
         total = torch.zeros_like(points)
-        if scale_features:
-            y = y / scale
-            if inputs.get("negatives") is not None:
-                inputs["negatives"] = inputs["negatives"] / scale
         for one in drifts:
             v = one(points, y, **inputs)
-            total += v / (v.float().square().mean() + 1e-12).sqrt() if normalize else v
+            size = (shares * v.float().square().mean(-1)).sum() if normalize else 1.0
+            total += (v / (size + 1e-12) ** 0.5).to(v.dtype) if normalize else v
         target = points + total
-    per_particle = (features - target).square().sum(-1) / 2
-    return per_particle.mean()
+    single = torch.promote_types(x.dtype, torch.float32)
+    apart = (features.to(single) - target.to(single)).square().sum(-1) / 2
+    return (shares.to(single) * apart).sum()
 
 
-def feature_scale(x: Tensor, y: Tensor, points: int = 2048) -> float:
-    """Factor S for which the mean distance of x and y, divided by S, is √d.
+def _shares(x: Tensor, weights: Tensor | None) -> Tensor:
+    """What each particle counts in a mean over all, ``(…, N)``, with sum 1."""
+    problems = max(1, x.shape[:-2].numel())
+    return normalised("x_weights", check_weights("x_weights", weights, x)) / problems
+
+
+def _scaled(x: Tensor, y: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """The scale of each particle, and data and inputs divided by that of their problem or class."""
+    u, labels = inputs.get("negatives"), inputs.get("x_labels")
+    if labels is None:
+        scale = feature_scale(x, y, u).to(x.dtype)[..., None, None]
+        rest = {} if u is None else {"negatives": u / scale}
+        return scale, y / scale, {**inputs, **rest}
+    own, classes = inputs["y_labels"], torch.unique(labels)
+    if u is not None and inputs.get("negative_labels") is None:  # shared: once for each class
+        weights, inputs = inputs.get("negative_weights"), dict(inputs)
+        inputs["negative_labels"] = classes.repeat_interleave(len(u))
+        inputs["negatives"] = u = u.repeat(len(classes), 1)
+        if weights is not None:
+            inputs["negative_weights"] = weights.repeat(len(classes))
+    theirs = inputs["negative_labels"] if u is not None else own
+    scales = [x.new_ones(len(x), 1), y.new_ones(len(y), 1)]
+    scales += [] if u is None else [u.new_ones(len(u), 1)]
+    for k in classes:
+        parts = [labels == k, own == k] + ([] if u is None else [theirs == k])
+        if not bool(parts[1].any()):
+            continue  # which the drift refuses
+        clouds = (z[part] for z, part in zip((x, y, u), parts, strict=False))
+        found = feature_scale(*clouds).to(x.dtype)
+        for scale, part in zip(scales, parts, strict=True):
+            scale[part] = found
+    rest = {} if u is None else {"negatives": u / scales[2]}
+    return scales[0], y / scales[1], {**inputs, **rest}
+
+
+def feature_scale(
+    x: Tensor, y: Tensor, negatives: Tensor | None = None, *, points: int = 2048
+) -> Tensor:
+    """Factor S for which the mean distance of particles to the others, divided by S, is √d.
 
     Args:
         x: Particles, ``(…, N, d)``.
         y: Data, ``(…, M, d)``.
+        negatives: Points that repel beside the particles, ``(…, U, d)``, if there are any.
         points: The mean runs over at most so many points of each cloud, evenly picked.
 
     Returns:
-        A positive length; 1 for clouds at a single point.
+        A positive length a problem, float64 ``(…,)``; 1 for clouds at a single point.
 
     Example:
         >>> import torch
-        >>> feature_scale(torch.zeros(1, 4), torch.full((1, 4), 3.0))
+        >>> feature_scale(torch.zeros(1, 4), torch.full((1, 4), 3.0)).item()
         3.0
     """
-    distance = mean_cost(x.detach().double(), y.detach().double(), euclidean, points).mean()
-    scale = float(distance) / math.sqrt(x.shape[-1])
-    return scale if scale > 0 else 1.0
+    others = [z.detach().double() for z in (y, negatives) if z is not None and z.numel()]
+    few = x.detach().double()
+    count = sum(z.shape[-2] for z in others)
+    total = sum(z.shape[-2] * mean_cost(few, z, euclidean, points) for z in others)
+    scale = torch.as_tensor(total) / (count * math.sqrt(x.shape[-1]))
+    return torch.where(scale > 0, scale, 1.0)
 
 
 def guidance_weight(omega: float, n_particles: int, n_negatives: int) -> float:

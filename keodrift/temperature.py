@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from keodrift.checks import check_cloud, check_positive
 from keodrift.drifts import SoftmaxDrift
 from keodrift.errors import ArgumentError, ShapeError
 from keodrift.fields import Field, Side, SoftmaxField
+from keodrift.reductions import mean_cost
 
-# Relative step in 1/τ of a central difference of log-masses: its own error is its square, and
-# float32 log-masses leave about 1e-3.
+# By how much a logit may move for a central difference of log-masses, whose error is its square.
 STEP = 1e-2
 HALVINGS = 40
 
@@ -21,24 +22,42 @@ HALVINGS = 40
 def row_entropy(side: Side, z: Tensor) -> Tensor:
     """Entropy H_i = −Σ_j P_ij log P_ij of the softmax of one side at queries, ``(…, N)``.
 
-    With P_ij ∝ exp(β_j − s C_ij) at s = 1/τ the log-mass ℓ(s) has the slope −Σ_j P_ij C_ij, so
-    H = ℓ − Σ_j P_ij β_j − s ∂ℓ/∂s: three log-masses and one average, whatever the cost.
+    With P_ij ∝ exp(β_j − C_ij/τ) it is ℓ − Σ_j P_ij β_j + Σ_j P_ij C_ij/τ, in float64. The mean of
+    a quadratic cost is an average of y and ½‖y‖²; that of another one is the slope of the log-mass
+    in −1/τ, between temperatures so near that hardly a logit moves by more than `STEP`.
 
     Args:
         side: A cloud with its bias.
         z: Queries, ``(…, N, d)``.
     """
-    kernel = side.kernel(z)
+    side, z = replace(side, points=side.points.double()), z.double()
+    kernel, cost = side.kernel(z), side.cost
     mass = kernel.log_mass(side.bias)
     level = side.bias.amax(-1, keepdim=True)
     # Atoms of weight 0 have no share; any finite value does for them.
-    about = (side.bias - level).clamp_min(-1e30)[..., None]
-    mean = kernel.barycentre(side.bias, about)[..., 0].double() + level
-    colder, hotter = (
-        replace(side, tau=side.tau / factor).kernel(z).log_mass(side.bias)
-        for factor in (1 + STEP, 1 - STEP)
-    )
-    return mass - mean - (colder - hotter) / (2 * STEP)
+    biases = (side.bias - level).clamp_min(-1e30)[..., None]
+    if cost.curvature is not None:
+        origin = side.points.mean(-2, keepdim=True)
+        y, z = side.points - origin, z - origin
+        means = kernel.barycentre(side.bias, torch.cat([biases, y, _half_square(y)], -1))
+        bias, towards = means[..., 0], means[..., 1:-1]
+        logit = _half_square(z)[..., 0] - (z * towards).sum(-1) + means[..., -1]
+        logit = logit * cost.curvature / side.tau
+    else:
+        bias = kernel.barycentre(side.bias, biases)[..., 0]
+        widest = float((mean_cost(z, side.points, cost, 512).abs() / side.tau).max())
+        step = STEP / (1 + 8 * widest)
+        colder, hotter = (
+            replace(side, tau=side.tau / factor).kernel(z).log_mass(side.bias)
+            for factor in (1 + step, 1 - step)
+        )
+        logit = (hotter - colder) / (2 * step)
+    most = math.log(side.points.shape[-2])
+    return (mass - (bias + level) + logit).clamp(0, most)
+
+
+def _half_square(points: Tensor) -> Tensor:
+    return points.square().sum(-1, keepdim=True) / 2
 
 
 def effective_neighbours(field: Field) -> Tensor:

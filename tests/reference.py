@@ -145,9 +145,9 @@ class Field:
             log_mass(q, p.y, self.joint[0], p.cost, p.tau),
             log_mass(q, p.z, self.joint[1], p.cost, p.tau, mask),
         )
-        # A = K/√(r_i c_j); a query that was no row of the fit adds its own K to c_j. Floored
-        # pointwise, except where the pair does not exist.
-        fitted = (p.a > 0)[..., None] if at_particles else torch.tensor(False)
+        # A = K/√(r_i c_j); a row counts at least once in its own columns, as in the algorithm: it
+        # adds what is missing of its K to c_j. Floored pointwise, except where there is no pair.
+        missing = (1 - p.a * count(p.a)).clamp_min(0) if at_particles else torch.ones(1)
         couplings = []
         for block, bias, counts in (
             (data, self.data, self.joint[0]),
@@ -155,9 +155,9 @@ class Field:
         ):
             columns = (2 * (counts - bias)).masked_fill(torch.isneginf(bias), 0).unsqueeze(-2)
             kernel = (block - bias.unsqueeze(-2)).nan_to_num(nan=-torch.inf)
-            grown = torch.logaddexp(columns, kernel) - columns
-            a = block - rows[..., None] / 2 - torch.where(fitted, 0.0, grown / 2)
-            a = torch.where(torch.isneginf(block), 0.0, a.exp())
+            grown = torch.logaddexp(columns, kernel + missing.log()[..., None]) - columns
+            a = (block - rows[..., None] / 2 - grown / 2).exp()
+            a = torch.where(torch.isneginf(block), 0.0, a)
             couplings.append(torch.where(a > 0, a.clamp_min(self.floor), 0.0) if self.floor else a)
         s_plus, s_minus = (a.sum(-1, keepdim=True) for a in couplings)
         if self.floor:

@@ -61,7 +61,7 @@ class Drift(ABC):
             x_labels: Integer class of each particle, ``(N,)``. With labels every class is a
                 problem of its own; sizes may differ.
             y_labels: Class of each data point, ``(M,)``.
-            negative_labels: Class of each negative, ``(U,)``.
+            negative_labels: Class of each negative, ``(U,)``; without, all classes share them.
             start: A field fitted before on nearly the same clouds, whose potentials are carried
                 over where there are any; cheaper, and the same to the tolerance of the solve.
 
@@ -86,7 +86,8 @@ class Drift(ABC):
             if not labelled and isinstance(start, ClassField):
                 raise OptionError("start", "a field by class", "one fitted without labels")
             checks.check_cloud("start", start.particles, particles.points)
-        recipe = self._tried_on(particles.points, data.points)
+        clouds = [cloud.points for cloud in (particles, data, extra) if cloud is not None]
+        recipe = self._tried_on(*clouds)
         with torch.no_grad():
             if not labelled:
                 return recipe._fit(Clouds.of(particles, data, extra, x.dtype), start)
@@ -101,7 +102,7 @@ class Drift(ABC):
     def _fit(self, clouds: Clouds, start: Field | None) -> Field:
         """The recipe, on checked inputs, without a graph."""
 
-    def _tried_on(self, x: Tensor, y: Tensor) -> Drift:
+    def _tried_on(self, *clouds: Tensor) -> Drift:
         """The recipe with what it has to learn of these clouds first."""
         return self
 

@@ -120,15 +120,22 @@ def fit_by_class(
     """One field a class of the particles; data of a class without particles is left out.
 
     Raises:
-        ShapeError: Labels are missing for a cloud, or a class of particles has no data.
+        ShapeError: Labels are missing for a cloud, a class of particles has no data, or negatives
+            belong to a class without particles.
         OptionError: ``start`` was fitted without labels.
     """
+    if negatives is not None and negatives.labels is None:
+        negatives = _for_every_class(negatives, torch.unique(_labels(x)))
     clouds = [cloud for cloud in (x, y, negatives) if cloud is not None]
     if start is not None and not isinstance(start, ClassField):
         raise OptionError("start", "a field without labels", "one fitted with labels")
     labels = [_labels(cloud) for cloud in clouds]
     classes = torch.unique(labels[0]).tolist()
     members = [[_members(each, k) for k in classes] for each in labels]
+    strangers = set(labels[2].tolist()) - set(classes) if negatives is not None else set()
+    if strangers:
+        needs = "classes that particles have, or no labels: then all classes share the negatives"
+        raise ShapeError("negative_labels", f"the classes {sorted(strangers)}", needs)
     empty = [k for k, of_y in zip(classes, members[1], strict=True) if len(of_y) == 0]
     if empty:
         got = f"no data for the classes {empty}"
@@ -145,6 +152,13 @@ def fit_by_class(
         names = tuple(classes[k] for k in batch)
         parts.append(Part(names, *padded[0], fit(inputs, before.get(names))))
     return ClassField(x.points, tuple(parts))
+
+
+def _for_every_class(cloud: Cloud, classes: Tensor) -> Cloud:
+    """A cloud once for each class."""
+    k, n = len(classes), len(cloud.points)
+    labels = classes.repeat_interleave(n)
+    return Cloud(cloud.name, cloud.points.repeat(k, 1), cloud.weights.repeat(k), labels)
 
 
 def _labels(cloud: Cloud) -> Tensor:

@@ -48,8 +48,9 @@ class SoftmaxDrift(Drift):
         if not isinstance(self.mask_self, bool):
             raise OptionError("mask_self", repr(self.mask_self), "True or False")
 
-    def _tried_on(self, x: Tensor, y: Tensor) -> SoftmaxDrift:
-        cost = checks.check_cost(self.cost, x, y)
+    def _tried_on(self, *clouds: Tensor) -> SoftmaxDrift:
+        cost = checks.check_cost(self.cost, *clouds)
+        checks.check_temperature(self.tau, cost, *clouds)
         return self if cost is self.cost else replace(self, cost=cost)
 
     def _together(self, n: int, m: int, d: int, problems: int, device: str) -> bool:
@@ -162,7 +163,7 @@ class TwoSidedDrift(SoftmaxDrift):
         b = (clouds.b * count(clouds.b)).log()
         c = (clouds.c / clouds.c[..., :particles].sum(-1, keepdim=True) * n).log()
         biases = b - data / 2, c - model / 2
-        rows = JointRows(b, c, clouds.a > 0, self.floor or 0.0)
+        rows = JointRows(b, c, clouds.a * n, self.floor or 0.0)
         if self.floor is None:
             return self.field(clouds, *biases, masses=rows, kernels=kernels)
         return self.field(clouds, *biases, kind=FlooredField, rows=rows, kernels=kernels)

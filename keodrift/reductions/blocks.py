@@ -83,7 +83,7 @@ def coupling_weights(
     if own is not None:
         s, t = own[0][:, rows, None], own[1][:, None, columns]
         logits = logits - torch.nn.functional.softplus(logits + s + t) / 2
-    return logits.exp()
+    return logits.clamp(max=0).exp()
 
 
 def lowest(like: Tensor) -> float:
@@ -91,13 +91,13 @@ def lowest(like: Tensor) -> float:
     return torch.finfo(like.dtype).min / 4
 
 
-def raise_to(floor: float, weights: Tensor, mask_self: bool, i: int = 0, j: int = 0) -> Tensor:
+def raise_to(floor: Tensor | None, weights: Tensor, mask_self: bool, i: int) -> Tensor:
     """Raises kernel values to a floor, if there is one; excluded pairs stay at 0."""
-    if floor <= 0:
+    if floor is None:
         return weights
-    weights = weights.clamp(min=floor)
+    weights = torch.maximum(weights, floor)
     if mask_self:
-        _diagonal(weights, i, j).zero_()
+        _diagonal(weights, i, 0).zero_()
     return weights
 
 

@@ -20,6 +20,8 @@ from torch import Tensor
 from keodrift.reductions.frame import Frame
 from keodrift.reductions.precision import in_full_precision
 
+STEEP = 1e15
+
 
 class Engine(ABC):
     """How pairs are met: makes a kernel from a frame.
@@ -67,12 +69,13 @@ class GibbsKernel(ABC):
         bias: Tensor,
         shift: Tensor,
         values: Tensor,
-        floor: float,
+        floor: Tensor | None,
         own: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         """``Σ_j max(A_ij, floor) values_j``, A_ij = exp(bias_j − shift_i − c_ij), ``(B, N, v)``.
 
-        With ``own = (s, t)`` every A is divided by √(1 + A exp(s_i + t_j)).
+        No A is above 1. The floor is ``(B, 1, 1)``. With ``own = (s, t)`` every A is divided by
+        √(1 + A exp(s_i + t_j)).
         """
 
     # What users of a kernel call.
@@ -169,40 +172,52 @@ class GibbsKernel(ABC):
             kernel: GibbsKernel = self
             full = self._full(bias)
             if not graph:
-                # Copies, because tensors made in inference mode cannot enter a graph.
-                x = frame.x.clone().requires_grad_()
-                copy = replace(frame, x=x, y=frame.y.clone(), rate=frame.rate.clone())
+                # Copies, because tensors made in inference mode cannot enter a graph; and double
+                # where 1/τ is so large that its quotient by a distance may leave single precision.
+                wide = bool((frame.rate > STEEP).any())
+                dtype = torch.float64 if wide else frame.x.dtype
+                x, y, rate = (z.to(dtype, copy=True) for z in (frame.x, frame.y, 1 / frame.tau))
+                copy = replace(frame, x=x.requires_grad_(), y=y, rate=rate)
                 kernel = self.engine.kernel(copy, self.batch)
                 full = full.clone()
             mass = kernel._log_sum(full, None)
             (slope,) = torch.autograd.grad(mass.sum(), kernel.frame.x, create_graph=graph)
-        return self._without_empty(-(frame.tau * frame.scale).to(slope.dtype) * slope, bias)
+        slope = -(frame.tau * frame.scale).to(slope.dtype) * slope
+        return self._without_empty(slope.to(frame.x.dtype), bias)
 
     @final
     @in_full_precision
     def coupling(
-        self, bias: Tensor, shift: Tensor, *, floor: float = 0.0, columns: Tensor | None = None
+        self,
+        bias: Tensor,
+        shift: Tensor,
+        *,
+        columns: Tensor,
+        missing: Tensor,
+        floor: Tensor | float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """Mass and barycentre of the rows A_ij = exp(bias_j − shift_i − C_ij/τ), unnormalised.
 
         Args:
-            bias: ``(…, M)``.
-            shift: ``(…, N)``.
-            floor: The least a pair may have; an excluded pair has 0.
-            columns: Logarithms of column sums c_j that are part of the bias as −½ log c_j, of rows
-                that the queries are not among: each then adds its own kernel value to c_j, which
-                keeps A bounded.
+            bias: ``(…, M)``; column sums c_j are part of it as −½ log c_j.
+            shift: ``(…, N)``, such that no A is above 1: what roundings bring above is cut.
+            columns: log c_j, ``(…, M)``.
+            missing: How much of its own kernel values a query adds to the columns, ``(…, N)``.
+            floor: The least a pair may have, ``(…, 1)``; an excluded pair has 0.
         """
         frame = self.frame
-        own = None
-        if columns is not None:
+        dtype, shift = frame.y.dtype, shift.reshape(frame.row.shape)
+        own: tuple[Tensor, Tensor] | None = None
+        if bool((missing > 0).any()):
+            s = shift + missing.reshape(shift.shape).log()
             t = -(bias + columns).masked_fill(torch.isneginf(bias), 0).reshape(frame.col.shape)
-            own = (shift.reshape(frame.row.shape).to(frame.y.dtype), t.to(frame.y.dtype))
-        bias, top = split(self._full(bias), frame.y.dtype)
-        guess = (shift.reshape(frame.row.shape) - frame.row - top).to(bias.dtype)
+            own = (s.to(dtype), t.to(dtype))
+        bias, top = split(self._full(bias), dtype)
+        guess = (shift - frame.row - top).to(dtype)
         values = torch.cat([torch.ones_like(frame.y[..., :1]), frame.y], -1)
         values = values * torch.isfinite(bias)[..., None]  # the floor must not revive an atom
-        total = self._coupling_sum(bias, guess, values, floor, own)
+        least = floor.reshape(-1, 1, 1).to(dtype) if isinstance(floor, Tensor) else None
+        total = self._coupling_sum(bias, guess, values, least, own)
         mass = total[..., :1]
         mean = frame.atoms(total[..., 1:] / mass.clamp_min(torch.finfo(mass.dtype).tiny))
         mean = mean.reshape(*self.batch, *mean.shape[-2:])

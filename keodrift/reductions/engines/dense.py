@@ -118,7 +118,7 @@ class DenseKernel(PairKernel):
         bias: Tensor,
         shift: Tensor,
         values: Tensor,
-        floor: float,
+        floor: Tensor | None,
         own: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         parts = []

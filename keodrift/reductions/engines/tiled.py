@@ -78,7 +78,7 @@ class TiledKernel(PairKernel):
         bias: Tensor,
         shift: Tensor,
         values: Tensor,
-        floor: float,
+        floor: Tensor | None,
         own: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         def verb(logits: Tensor, i: int) -> Tensor:
