@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import random
 import shutil
@@ -78,6 +79,70 @@ def test_without_a_compiler_one_warning_and_another_engine_answers(tmp_path, mon
         ours = [w for w in caught if issubclass(w.category, kd.BackendWarning)]
         assert len(ours) == 1 and "compile" in str(ours[0].message), caught
         assert kd.choose_backend(10**5, 10**5, 6).engine == "tiled"
+        """
+    )
+
+
+@pytest.mark.usefixtures("keops")
+def test_a_cost_that_keops_cannot_compile_costs_itself_alone():
+    run(
+        """
+        import warnings
+        import torch
+        import keodrift as kd
+        from keodrift.reductions import gibbs_kernel
+        from keodrift.reductions.engines.keops import compiler
+
+        def largest(x, y):  # LazyTensors have no amax
+            return (x - y).abs().amax(-1)
+
+        def refusing(x, y):
+            if not isinstance(x, torch.Tensor):
+                raise ValueError("no symbols please")
+            return ((x - y) ** 2).sum(-1)
+
+        x, y, bias = torch.randn(50, 2), torch.randn(60, 2), torch.zeros(60)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for cost in (largest, refusing, largest):
+                streamed, stored = (gibbs_kernel(x, y, cost, backend=b) for b in ("keops", "dense"))
+                assert torch.allclose(streamed.log_mass(bias), stored.log_mass(bias))
+                assert torch.allclose(streamed.barycentre(bias), stored.barycentre(bias), atol=1e-5)
+        said = [str(w.message) for w in caught if issubclass(w.category, kd.BackendWarning)]
+        assert len(said) == 2, said
+        assert "largest (AttributeError" in said[0] and "refusing (ValueError: no sym" in said[1]
+        assert "g++" not in said[0] + said[1]
+        assert compiler.failure() is None
+        broken = len(compiler.failed)
+        gibbs_kernel(x, y, backend="keops").log_mass(bias)
+        assert len(compiler.failed) == broken
+        assert kd.choose_backend(10**5, 10**5, 6).engine == "keops"
+        """
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked on this system")
+def test_a_child_forked_while_another_thread_compiles_does_not_wait_for_it():
+    run(
+        """
+        import os, threading
+        import keodrift
+        from keodrift.reductions.engines.keops import compiler
+
+        held, done = threading.Event(), threading.Event()
+
+        def compiling():
+            with compiler._lock:
+                held.set()
+                done.wait()
+
+        threading.Thread(target=compiling, daemon=True).start()
+        held.wait()
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if compiler._lock.acquire(blocking=False) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        done.set()
         """
     )
 
