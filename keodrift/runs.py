@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from keodrift.drifts import Drift
 from keodrift.errors import ArgumentError, OptionError
-from keodrift.files import atomic_path, write_json
+from keodrift.files import atomic_path, reading, write_json
 from keodrift.tasks import PlanarTask
 from keodrift.training import Trainer
 
@@ -332,10 +332,17 @@ def sweep(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def finished(config: Any) -> dict[str, Any] | None:
-    """The result of a run that is done in the config's folder, or None."""
+    """The result of a run that is done in the config's folder, or None.
+
+    Raises:
+        RunError: Its ``result.json`` is damaged.
+    """
     path = Path(config.output) / "result.json"
-    result = json.loads(path.read_text()) if path.exists() else None
-    return result if result is not None and result["steps"] >= config.steps else None
+    if not path.exists():
+        return None
+    with reading(path):
+        result = json.loads(path.read_text())
+        return result if result["steps"] >= config.steps else None
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:

@@ -122,6 +122,22 @@ def test_a_broken_config_in_a_folder_ends_in_one_sentence(tmp_path, capsys, text
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
+@pytest.mark.parametrize("name", ["checkpoint.pt", "result.json"])
+def test_a_damaged_file_of_a_run_ends_in_one_sentence(tmp_path, capsys, name):
+    words = [*SMALL, "steps=1", f"output={tmp_path}"]
+    command = {"checkpoint.pt": ["train", *words, "resume=true"]}.get(
+        name, ["train", "-m", *words, "seed=0,1"]
+    )
+    run = tmp_path if name == "checkpoint.pt" else tmp_path / "seed=0"
+    assert main([*command[:-1], *({"seed=0,1"} & set(command))]) == 0
+    (run / name).write_text("{")
+    capsys.readouterr()
+    assert main(command) == 1
+    error = capsys.readouterr().err
+    assert f"cannot read {run / name} (" in error and error.count("\n") == 1
+    assert (run / name).read_text() == "{"
+
+
 def test_a_diverging_run_ends_in_one_sentence(tmp_path, capsys):
     words = ["optimizer.lr=1e30", "network=mlp", "steps=9", f"output={tmp_path}/r"]
     small = [word for word in SMALL if "blocks" not in word]

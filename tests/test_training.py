@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
+import resource
+from random import Random
 
 import pytest
 import torch
 
 import keodrift as kd
 from keodrift.data import get_target, load_digits_latents
-from keodrift.errors import ArgumentError, DivergedError, NonFiniteError, OptionError
+from keodrift.errors import ArgumentError, DivergedError, NonFiniteError, OptionError, RunError
 from keodrift.files import atomic_path, write_json
 from keodrift.metrics import wasserstein_squared
 from keodrift.networks import MLP, ConditionalMLP, sample
@@ -106,6 +111,133 @@ def test_a_checkpoint_with_a_scheduler_is_no_state_of_a_run_without(tmp_path):
     other.state.scheduler = None
     with pytest.raises(ArgumentError, match="resume.*scheduler"):
         other.run(2, resume=True)
+
+
+def same(one, two) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(same(one[key], two[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(two) and all(map(same, one, two))
+    return torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two
+
+
+def test_a_damaged_checkpoint_is_refused_by_name_or_read_bit_for_bit(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    trainer(tmp_path).run(1)
+    intact, expected = path.read_bytes(), torch.load(path)
+    random, refused = Random(0), 0
+    for _ in range(200):
+        damaged, at = bytearray(intact), random.randrange(len(intact))
+        kind = random.choice(["flip", "cut", "insert", "remove", "blank"])
+        if kind == "flip":
+            damaged[at] ^= 1 << random.randrange(8)
+        elif kind == "insert":
+            damaged[at:at] = random.randbytes(3)
+        else:
+            damaged[at : at + {"cut": len(intact)}.get(kind, 9)] = bytes(9 * (kind == "blank"))
+        path.write_bytes(damaged)
+        other = trainer(tmp_path)
+        try:
+            other.state.load(path)
+        except RunError as error:
+            refused += 1
+            assert str(error).startswith(f"cannot read {path} (") and "\n" not in str(error)
+        else:
+            other.state.save(path)
+            assert same(torch.load(path), expected)
+    assert refused > 150
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no checkpoint", {}, {"parts": {}}, [1], torch.zeros(3), MLP(width=2), None],
+    ids=[
+        "empty",
+        "text",
+        "an empty dict",
+        "a short dict",
+        "a list",
+        "a tensor",
+        "code",
+        "a folder",
+    ],
+)
+def test_what_is_no_checkpoint_is_refused_by_name_and_left_alone(tmp_path, content):
+    path = tmp_path / "checkpoint.pt"
+    if content is None:
+        path.mkdir()
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(RunError, match=f"^cannot read {path} .*: put back") as caught:
+        trainer(tmp_path).run(2, resume=True)
+    assert "\n" not in str(caught.value)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("optimizer", {"state": 1}), ("network", [1]), ("scheduler", 3), ("generator", torch.ones(2))],
+)
+def test_a_checkpoint_with_a_wrong_part_names_it_and_the_file(tmp_path, name, value):
+    path = tmp_path / "checkpoint.pt"
+    trainer(tmp_path).run(1)
+    saved = torch.load(path)
+    (saved if name in saved else saved["parts"])[name] = value
+    torch.save(saved, path)
+    with pytest.raises(ArgumentError, match=f"^{name}: got .* for {path}, needs the {name}"):
+        trainer(tmp_path).run(2, resume=True)
+
+
+@contextlib.contextmanager
+def room_for(size: int):
+    """Every file that is written ends at so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_ends_the_run_by_name_and_keeps_the_checkpoint(tmp_path, monkeypatch):
+    # TensorBoard writes in a thread of its own, which speaks for itself.
+    monkeypatch.setattr("keodrift.training.log._event_writer", lambda folder, step: None)
+    path, log = tmp_path / "checkpoint.pt", tmp_path / "metrics.jsonl"
+    trainer(tmp_path).run(1)
+    kept, rows = path.read_bytes(), log.read_bytes()
+    for size, refused in ((len(kept) - 1, path), (len(rows) + 9, log)):
+        with (
+            room_for(size),
+            pytest.raises(RunError, match=f"^cannot write {refused} .File too large.: free"),
+        ):
+            trainer(tmp_path).run(2, resume=True)
+        assert path.read_bytes() == kept
+        assert not list(tmp_path.glob(".draft*"))
+    straight, resumed = trainer(), trainer(tmp_path)
+    straight.run(3)
+    resumed.run(3, resume=True)
+    assert_same(straight, resumed)
+
+
+@pytest.mark.parametrize("refusing", ["tempfile.mkstemp", "os.replace"])
+def test_a_folder_that_is_read_only_ends_the_run_by_name(tmp_path, monkeypatch, refusing):
+    def refuse(*args, **options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(refusing, refuse)
+    log = tmp_path / "run" / "metrics.jsonl"
+    with pytest.raises(RunError, match=f"^cannot write {log} .Permission denied.: free"):
+        trainer(tmp_path / "run").run(1)
+    assert not list(log.parent.iterdir())
+
+
+def test_a_folder_below_a_file_ends_the_run_by_name(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RunError, match=f"^cannot write {tmp_path}/file/metrics.jsonl"):
+        trainer(tmp_path / "file").run(1)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_fresh_run_does_not_overwrite_the_checkpoint_of_another(tmp_path):
