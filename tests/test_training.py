@@ -298,11 +298,10 @@ def test_an_objective_needs_drifts(wrong):
 
 
 def test_the_drift_never_sees_samples_that_are_not_finite():
-    class Watching(kd.OneSidedDrift):
-        def __call__(self, x, y, **options):
-            raise AssertionError
+    def drift(x, y):
+        raise AssertionError
 
-    objective, batch = Objective(Watching(1.0)), Batch((), torch.zeros(3, 2))
+    objective, batch = Objective(drift), Batch((), torch.zeros(3, 2))
     for value, words in ((torch.inf, "2 NaN or infinite"), (1e30, "up to 1.0e.30")):
         x = torch.zeros(3, 2).index_fill(0, torch.tensor(1), value)
         with pytest.raises(DivergedError, match=f"^training diverged: samples hold .*{words}"):
@@ -340,15 +339,72 @@ def test_the_global_random_state_and_grad_mode_stay():
     assert torch.is_grad_enabled()
 
 
-def test_average_follows_the_stated_decay():
-    run = trainer(ema=0.5)
+def test_average_follows_the_stated_decay_which_grows_from_the_start():
+    run = trainer(ema=0.3)
     values = []
-    for _ in range(3):
-        run.run(run.step + 1)
+    for step in range(1, 6):
+        run.run(step)
         values.append(run.state.network.layers[0].weight.detach().clone())
-    first = values[0]
-    expected = 0.5 * (0.5 * first + 0.5 * values[1]) + 0.5 * values[2]
-    assert torch.allclose(run.average.layers[0].weight, expected)
+    expected = values[0]
+    for decay, value in zip((2 / 11, 3 / 12, 0.3, 0.3), values[1:], strict=True):
+        expected = decay * expected + (1 - decay) * value
+    torch.testing.assert_close(run.average.layers[0].weight, expected)
+
+
+def test_the_average_of_a_short_run_is_not_one_of_its_beginning():
+    run = trainer(ema=0.9999)
+    run.run(1)
+    start = run.state.network.layers[0].weight.detach().clone()
+    run.run(60)
+    end = run.state.network.layers[0].weight
+    assert (run.average.layers[0].weight - end).norm() < 0.5 * (start - end).norm()
+
+
+def test_the_log_says_how_steps_and_solves_went():
+    drifts = [kd.SinkhornDrift(0.2), kd.SinkhornDrift(0.2, half_steps=5), kd.OneSidedDrift(0.2)]
+    run = trainer(objective=Objective(drifts), clip=1e-3, ema=0.5)
+    first, second = run.run(2)
+    state = run.state
+    weights, averaged = (
+        torch.cat([w.flatten() for w in network.parameters()]).detach()
+        for network in (state.network, run.average)
+    )
+    assert first["average_distance"] == 0
+    distance = (averaged - weights).norm() / weights.norm()
+    assert second["average_distance"] == pytest.approx(float(distance))
+    # Of the second step, whose batch and network's outputs can be made again.
+    again = trainer(objective=Objective(drifts), clip=1e-3, ema=0.5)
+    again.run(1)
+    batch = again.state.batches(again.state.generator)
+    x = again.state.network(*batch.inputs)
+    again.state.network.zero_grad()
+    again.objective(x, batch).backward()
+    gradient = torch.cat([w.grad.flatten() for w in again.state.network.parameters()])
+    assert second["gradient_norm"] == pytest.approx(float(gradient.norm()), rel=1e-5)
+    assert float(gradient.norm()) > 1e-3  # before it was clipped
+    fields = [drift.fit(x, batch.data) for drift in drifts[:2]]
+    assert second["half_steps"] == max(field.half_steps for field in fields)
+    assert second["marginal_error"] == pytest.approx(float(fields[0].marginal_error), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("drift", "known"),
+    [
+        (kd.SinkhornDrift(0.2), {"half_steps", "marginal_error"}),
+        (kd.SinkhornDrift(0.2, half_steps=5), {"half_steps"}),
+        (kd.OneSidedDrift(0.2), set()),
+        (lambda x, y: y - x, set()),
+    ],
+)
+def test_an_objective_reports_what_was_solved_without_solving_again(drift, known, monkeypatch):
+    objective, batch = Objective(drift), Batch((), torch.randn(20, 2, generator=seeded()))
+    x = torch.randn(20, 2, generator=seeded(1))
+    assert objective.report() == {}
+    loss = objective(x, batch)
+    assert torch.equal(loss, kd.drift_loss(x, batch.data, drift))
+    monkeypatch.setattr(kd.Drift, "fit", None)
+    assert objective.report().keys() == known
+    assert objective == Objective(drift) and hash(objective) == hash(Objective(drift))
 
 
 def test_a_network_learns_a_shift():
@@ -406,14 +462,11 @@ def test_bfloat16_is_for_the_products_of_the_network_alone():
             seen.append(out.dtype)
             return out
 
-    class Drift(kd.OneSidedDrift):
-        def __call__(self, x, y):
-            seen.append(x.dtype)
-            return y - x
+    def drift(x, y):
+        seen.append(x.dtype)
+        return y - x
 
-    full, mixed = (
-        trainer(precision=precision, drift=Drift(1.0)) for precision in ("full", "bfloat16")
-    )
+    full, mixed = (trainer(precision=precision, drift=drift) for precision in ("full", "bfloat16"))
     mixed.state.network.__class__ = Watching
     first, second = full.run(5), mixed.run(5)
     assert seen[-2:] == [torch.bfloat16, torch.float32]
@@ -450,24 +503,18 @@ def test_latent_batches_are_one_problem_a_class():
 
 
 def test_a_diverging_loss_stops_the_run():
-    class Explosion(kd.OneSidedDrift):
-        def __call__(self, x, y, **options):
-            return torch.full_like(x, float("inf"))
-
-    run = trainer(drift=Explosion(1.0))
+    run = trainer(drift=lambda x, y: torch.full_like(x, torch.inf))
     with pytest.raises(DivergedError, match="step 1"):
         run.run(3)
 
 
 def test_a_diverged_network_is_never_kept(tmp_path):
-    class LateExplosion(kd.OneSidedDrift):
-        calls = 0
+    pulls = iter([0.0, 0.0, 0.0, torch.inf])
 
-        def __call__(self, x, y, **options):
-            type(self).calls += 1
-            return torch.full_like(x, float("inf") if self.calls == 4 else 0.0)
+    def late_explosion(x, y):
+        return torch.full_like(x, next(pulls))
 
-    run = trainer(drift=LateExplosion(1.0), folder=tmp_path, checkpoint_every=2, log_every=3)
+    run = trainer(drift=late_explosion, folder=tmp_path, checkpoint_every=2, log_every=3)
     with pytest.raises(DivergedError, match="step 4"):
         run.run(9)
     kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
