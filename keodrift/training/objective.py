@@ -73,10 +73,7 @@ class Objective:
         return drift_loss(
             x,
             batch.data,
-            [
-                self._watched(drift)
-                for drift in cast(tuple[Callable[..., Tensor], ...], self.drifts)
-            ],
+            [self._watched(drift) for drift in drifts],
             normalize=self.normalize,
             scale_features=self.scale_features,
             **batch.options,
