@@ -234,6 +234,8 @@ class Trainer:
         row: dict[str, float] = {"step": self.step, "loss": float(loss)}
         if not math.isfinite(row["loss"]):
             raise DivergedError(f"the loss is {row['loss']}")
+        if evaluates and self.evaluate is not None:
+            row |= {name: float(value) for name, value in self.evaluate(self.average).items()}
         row["gradient_norm"] = float(gradient)
         weights, averaged = (
             nn.utils.parameters_to_vector(network.parameters())
@@ -242,8 +244,6 @@ class Trainer:
         length = weights.norm().clamp_min(torch.finfo(weights.dtype).tiny)
         row["average_distance"] = float((averaged - weights).norm() / length)
         row |= self.objective.report() if isinstance(self.objective, Reporting) else {}
-        if evaluates and self.evaluate is not None:
-            row |= {name: float(value) for name, value in self.evaluate(self.average).items()}
         row["seconds"] = round(self.state.seconds, 3)
         return row
 
