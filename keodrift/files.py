@@ -1,4 +1,4 @@
-"""Writing files so that a reader never meets half of one."""
+"""Files: a reader never meets half of one, and what goes wrong names the file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,46 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from keodrift.errors import RunError
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Says which file the block could not write: a full disk, a folder that is read-only.
+
+    Raises:
+        RunError: The system refused.
+    """
+    try:
+        yield
+    except OSError as error:
+        needs = "free or unlock its disk and folder, or choose another"
+        raise RunError(
+            f"cannot write {path} ({error.strerror or error}): {needs}; what was there is kept."
+        ) from error
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Says which file of an earlier run the block could not read.
+
+    Raises:
+        RunError: The file is damaged, or holds something else, or the system refused.
+
+    Example:
+        >>> with reading("result.json"):
+        ...     json.loads("{")
+        Traceback (most recent call last):
+        ...
+        keodrift.errors.RunError: cannot read result.json (JSONDecodeError): ...
+    """
+    try:
+        yield
+    except Exception as error:  # what a damaged file makes of its reader has no end
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        needs = "put back an intact one, or move it away and run again"
+        raise RunError(f"cannot read {path} ({reason}): {needs}.") from error
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -17,6 +57,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     Args:
         path: The file to write; its folder is made if needed.
+
+    Raises:
+        RunError: The system refused; what was there is kept.
 
     Example:
         >>> import tempfile
@@ -27,19 +70,20 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         'done'
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix is kept, since writers choose their format by it.
-    handle, draft = tempfile.mkstemp(suffix=path.suffix, prefix=".draft-", dir=path.parent)
-    os.close(handle)
-    try:
-        yield Path(draft)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(draft, 0o666 & ~mask)  # mkstemp makes files private
-        os.replace(draft, path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The suffix is kept, since writers choose their format by it.
+        handle, draft = tempfile.mkstemp(suffix=path.suffix, prefix=".draft-", dir=path.parent)
+        os.close(handle)
+        try:
+            yield Path(draft)
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(draft, 0o666 & ~mask)  # mkstemp makes files private
+            os.replace(draft, path)
+        except BaseException:
+            Path(draft).unlink(missing_ok=True)
+            raise
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -48,6 +92,9 @@ def write_json(path: str | Path, value: Any) -> None:
     Args:
         path: The file to write.
         value: Anything that ``json`` takes.
+
+    Raises:
+        RunError: The system refused; what was there is kept.
 
     Example:
         >>> import tempfile
@@ -58,3 +105,13 @@ def write_json(path: str | Path, value: Any) -> None:
     """
     with atomic_path(path) as draft:
         draft.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        RunError: It is damaged or cannot be read.
+    """
+    with reading(path):
+        return json.loads(Path(path).read_text())

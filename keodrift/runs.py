@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from keodrift.drifts import Drift
 from keodrift.errors import ArgumentError, OptionError
-from keodrift.files import atomic_path, write_json
+from keodrift.files import atomic_path, reading, write_json
 from keodrift.tasks import PlanarTask
 from keodrift.training import Trainer
 
@@ -86,10 +87,14 @@ def _one_sentence(argument: str, got: object) -> Iterator[None]:
     """What Hydra, OmegaConf or YAML refuse, as a typed error."""
     try:
         yield
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeError) as error:
+    except ArgumentError:
+        raise
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         reason = f"{error} {error.__cause__ or ''}".partition("object_type")[0].replace(
             "full_key:", "in"
         )
+        # Hydra's advice would be refused as well: only what a node builds may take more keys.
+        reason = re.sub(r"To append to your config use \+[^.=]*=\S*", "", reason)
         raise OptionError(argument, got, f"a fix: {' '.join(reason.split())}") from error
 
 
@@ -111,8 +116,13 @@ def compose(name: str, overrides: Sequence[str] = ()) -> Any:
         _one_sentence("config", repr(" ".join(overrides))),
         initialize_config_dir(str(config_dir()), version_base=None),
     ):
-        config = hydra_compose(name, list(overrides))
-        return OmegaConf.merge(_SCHEMAS[name], config) if name in _SCHEMAS else config
+        for one in _parse(overrides):
+            if re.match(r"hydra\b", one.key_or_group):
+                raise OptionError(one.key_or_group, one.value(), "a key of keodrift")
+        config = OmegaConf.merge(_SCHEMAS[name], hydra_compose(name, list(overrides)))
+        for key in sorted(OmegaConf.missing_keys(config)):
+            raise OptionError(key, "nothing", "a value")
+        return config
 
 
 def compose_run(overrides: Sequence[str]) -> Any:
@@ -191,6 +201,8 @@ def build(node: Any, *args: Any) -> Any:
         >>> build(compose("train").drift).tau
         0.05
     """
+    if not (isinstance(node, DictConfig) and "_target_" in node):
+        raise OptionError("config", node, "a node that says what to build, as _target_")
     try:
         made = instantiate(node)
         return made(*args) if args else made
@@ -332,10 +344,17 @@ def sweep(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def finished(config: Any) -> dict[str, Any] | None:
-    """The result of a run that is done in the config's folder, or None."""
+    """The result of a run that is done in the config's folder, or None.
+
+    Raises:
+        RunError: Its ``result.json`` is damaged.
+    """
     path = Path(config.output) / "result.json"
-    result = json.loads(path.read_text()) if path.exists() else None
-    return result if result is not None and result["steps"] >= config.steps else None
+    if not path.exists():
+        return None
+    with reading(path):
+        result = json.loads(path.read_text())
+        return result if result["steps"] >= config.steps else None
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:

@@ -118,7 +118,7 @@ def exit_status(name: str, call: Callable[[], int | None]) -> int:
         return call() or 0
     except (ArgumentError, MissingDependencyError) as error:
         status, reason = 2, str(error)
-    except (RunError, FloatingPointError) as error:
+    except (RunError, FloatingPointError, OSError) as error:
         status, reason = 1, str(error)
     except KeyboardInterrupt:
         status, reason = 130, "interrupted; what is finished is kept."

@@ -5,7 +5,6 @@ Cells run in processes of their own, and what is done is not done again.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import threading
@@ -23,7 +22,7 @@ import torch
 from tqdm.auto import tqdm
 
 from keodrift.errors import RunError
-from keodrift.files import atomic_path, write_json
+from keodrift.files import atomic_path, read_json, write_json
 
 Spec = TypeVar("Spec")
 Row = dict[str, Any]
@@ -58,7 +57,7 @@ class Study(ABC, Generic[Spec]):
 
     def rows(self, folder: Path) -> list[Row]:
         """What the table has a line for; by default the finished cells, which are JSON files."""
-        return [json.loads(path.read_text()) for _, path in self.finished(folder)]
+        return [read_json(path) for _, path in self.finished(folder)]
 
     def claims(self, rows: list[Row]) -> Claims:
         """What should be seen, and whether it was; None where a cell is missing."""

@@ -90,6 +90,16 @@ def test_every_network_and_optimizer_can_be_built(network, optimizer):
         ("output=", "output: got ''"),
         ("resume=true", "holds no run"),
         ("this is no override", "override"),
+        ("~steps", "steps: got nothing"),
+        ("~drift", "drift: got nothing"),
+        ("drift=null", "NoneType"),
+        ("+drift.taw=1", "'taw'"),
+        ("+network.widht=3", "'widht'"),
+        ("+optimizer.rate=3", "'rate'"),
+        ("+objective.normalise=true", "'normalise'"),
+        ("+scheduler.foo=3", "got {'foo': 3}"),
+        ("hydra.run.dir=here", "hydra.run.dir: got here"),
+        ("ema=nan", "ema: got nan"),
     ],
 )
 def test_a_wrong_config_ends_in_one_sentence(tmp_path, monkeypatch, capsys, override, words):
@@ -101,6 +111,26 @@ def test_a_wrong_config_ends_in_one_sentence(tmp_path, monkeypatch, capsys, over
     assert error.startswith("keodrift: ") and error.count("\n") == 1
     assert "Traceback" not in error
     assert not any(tmp_path.iterdir())
+
+
+def test_a_typo_is_not_answered_with_advice_that_is_refused(tmp_path, capsys):
+    assert main(["train", f"output={tmp_path}/none", "stepz=3"]) == 2
+    assert "+stepz" not in capsys.readouterr().err
+    assert main(["train", f"output={tmp_path}/none", "drift=several", "+drift.foo=3"]) == 2
+    assert "_target_" in capsys.readouterr().err
+    assert main(["reproduce", "fig2", "--quik", f"output={tmp_path}/none"]) == 2
+    assert "--quik: got an unknown flag" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def test_as_many_samples_judge_as_the_config_says(tmp_path, monkeypatch):
+    def count(x, y, *, cap):
+        return min(len(x), len(y), cap)
+
+    monkeypatch.setattr("keodrift.tasks.planar.wasserstein_squared", count)
+    config = compose("train", ["evaluate_samples=3000", f"output={tmp_path}/none"])
+    task, trainer = runs._build(config)
+    assert task.evaluate(trainer.average) == {"w2_squared": 3000}
 
 
 @pytest.mark.parametrize("where", ["file", "file/run"])
@@ -120,6 +150,22 @@ def test_a_broken_config_in_a_folder_ends_in_one_sentence(tmp_path, capsys, text
     error = capsys.readouterr().err
     assert code == 2 and error.count("\n") == 1 and "Traceback" not in error
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "result.json"])
+def test_a_damaged_file_of_a_run_ends_in_one_sentence(tmp_path, capsys, name):
+    words = [*SMALL, "steps=1", f"output={tmp_path}"]
+    command = {"checkpoint.pt": ["train", *words, "resume=true"]}.get(
+        name, ["train", "-m", *words, "seed=0,1"]
+    )
+    run = tmp_path if name == "checkpoint.pt" else tmp_path / "seed=0"
+    assert main([*command[:-1], *({"seed=0,1"} & set(command))]) == 0
+    (run / name).write_text("{")
+    capsys.readouterr()
+    assert main(command) == 1
+    error = capsys.readouterr().err
+    assert f"cannot read {run / name} (" in error and error.count("\n") == 1
+    assert (run / name).read_text() == "{"
 
 
 def test_a_diverging_run_ends_in_one_sentence(tmp_path, capsys):

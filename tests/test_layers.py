@@ -12,7 +12,8 @@ import keodrift
 
 PACKAGE = Path(keodrift.__file__).parent
 ROWS = [
-    ["errors", "files"],
+    ["errors"],
+    ["files"],
     ["costs"],
     ["checks"],
     ["reductions"],

@@ -17,7 +17,7 @@ import torch
 
 import keodrift as kd
 from keodrift.costs import Cost
-from keodrift.errors import ArgumentError, OptionError
+from keodrift.errors import ArgumentError, DeviceError, DtypeError, OptionError
 from keodrift.reductions import ENGINES, Cells, Tiled, choose_backend, gibbs_kernel
 from keodrift.reductions.engines.cells import kernel as cells
 from keodrift.reductions.engines.keops import kernel as keops
@@ -391,6 +391,17 @@ class TestKeops:
         for batch in ((1,), (3,), (2, 3)):
             Case(cloud, batch=batch).check("keops", guesses=(None,))
 
+    @pytest.mark.parametrize("backend", ["keops", "cells"])
+    @pytest.mark.parametrize("mask_self", [False, True])
+    def test_a_batch_of_single_pairs(self, cloud, backend, mask_self):
+        x, y, zero = cloud(0, 3, 1, 2), cloud(1, 3, 1, 2), torch.zeros(3, 1)
+        got, stored = (
+            gibbs_kernel(x, y, mask_self=mask_self, backend=b) for b in (backend, "dense")
+        )
+        torch.testing.assert_close(got.log_mass(zero), stored.log_mass(zero))
+        torch.testing.assert_close(got.T.log_mass(zero), stored.T.log_mass(zero))
+        torch.testing.assert_close(got.barycentre(zero), stored.barycentre(zero))
+
     def test_masked_diagonals(self, cloud):
         Case(cloud, mask=True).check("keops", verbs=("mass",))
         for n, m in ((23, 31), (31, 23)):
@@ -516,3 +527,17 @@ def test_costs_with_structure_and_the_same_as_an_expression(cloud):
         kernel = gibbs_kernel(named.x, named.y, plain, named.tau, backend="tiled")
         named.check_mass(kernel.log_mass(named.bias))
         named.check_average(kernel.barycentre(named.bias))
+
+
+@pytest.mark.parametrize("device", ["abacus", "meta", 3.5, "cuda:99"])
+def test_warming_up_for_a_device_that_is_not_there_names_the_argument(device):
+    with pytest.raises(DeviceError, match="^device: got"):
+        kd.warmup(2, device=device, progress=False)
+
+
+@pytest.mark.parametrize("dtype", ["float32", torch.float16])
+def test_warming_up_for_another_dtype_names_the_argument(dtype):
+    with pytest.raises(DtypeError, match="^dtype: got"):
+        kd.warmup(2, dtype, progress=False)
+    with pytest.raises(OptionError, match="^d: got '2'"):
+        kd.warmup("2", progress=False)

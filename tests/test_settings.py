@@ -85,3 +85,10 @@ def test_the_exit_status_says_whose_mistake_it_was(capsys):
         "it: cell 3: lost",
         "it: interrupted; what is finished is kept.",
     ]
+
+
+def test_what_the_system_refuses_ends_in_one_sentence_with_the_file(tmp_path, capsys):
+    missing = tmp_path / "gone"
+    assert exit_status("script", lambda: len(missing.read_text())) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("script: ") and str(missing) in said and said.count("\n") == 1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import random
 import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ import torch
 
 import keodrift as kd
 from keodrift.reductions import gibbs_kernel
+from keodrift.reductions.precision import _products, full_precision
 
 
 def run(code: str) -> str:
@@ -34,8 +37,8 @@ def test_importing_is_quiet_and_loads_nothing_heavy():
         import torch
         torch.cuda.init = torch._C._cuda_init = lambda: sys.exit("CUDA was touched")
         import keodrift
-        for name in ("pykeops", "keopscore", "geomloss", "ot", "sklearn", "matplotlib", "hydra"):
-            assert name not in sys.modules, name
+        heavy = "pykeops keopscore geomloss ot sklearn scipy matplotlib hydra omegaconf yaml"
+        assert not sys.modules.keys() & set(heavy.split())
         assert not torch.cuda.is_initialized()
         """
     )
@@ -76,6 +79,70 @@ def test_without_a_compiler_one_warning_and_another_engine_answers(tmp_path, mon
         ours = [w for w in caught if issubclass(w.category, kd.BackendWarning)]
         assert len(ours) == 1 and "compile" in str(ours[0].message), caught
         assert kd.choose_backend(10**5, 10**5, 6).engine == "tiled"
+        """
+    )
+
+
+@pytest.mark.usefixtures("keops")
+def test_a_cost_that_keops_cannot_compile_costs_itself_alone():
+    run(
+        """
+        import warnings
+        import torch
+        import keodrift as kd
+        from keodrift.reductions import gibbs_kernel
+        from keodrift.reductions.engines.keops import compiler
+
+        def largest(x, y):  # LazyTensors have no amax
+            return (x - y).abs().amax(-1)
+
+        def refusing(x, y):
+            if not isinstance(x, torch.Tensor):
+                raise ValueError("no symbols please")
+            return ((x - y) ** 2).sum(-1)
+
+        x, y, bias = torch.randn(50, 2), torch.randn(60, 2), torch.zeros(60)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for cost in (largest, refusing, largest):
+                streamed, stored = (gibbs_kernel(x, y, cost, backend=b) for b in ("keops", "dense"))
+                assert torch.allclose(streamed.log_mass(bias), stored.log_mass(bias))
+                assert torch.allclose(streamed.barycentre(bias), stored.barycentre(bias), atol=1e-5)
+        said = [str(w.message) for w in caught if issubclass(w.category, kd.BackendWarning)]
+        assert len(said) == 2, said
+        assert "largest (AttributeError" in said[0] and "refusing (ValueError: no sym" in said[1]
+        assert "g++" not in said[0] + said[1]
+        assert compiler.failure() is None
+        broken = len(compiler.failed)
+        gibbs_kernel(x, y, backend="keops").log_mass(bias)
+        assert len(compiler.failed) == broken
+        assert kd.choose_backend(10**5, 10**5, 6).engine == "keops"
+        """
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked on this system")
+def test_a_child_forked_while_another_thread_compiles_does_not_wait_for_it():
+    run(
+        """
+        import os, threading
+        import keodrift
+        from keodrift.reductions.engines.keops import compiler
+
+        held, done = threading.Event(), threading.Event()
+
+        def compiling():
+            with compiler._lock:
+                held.set()
+                done.wait()
+
+        threading.Thread(target=compiling, daemon=True).start()
+        held.wait()
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if compiler._lock.acquire(blocking=False) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        done.set()
         """
     )
 
@@ -335,6 +402,30 @@ def test_the_precision_of_networks_does_not_reach_inside(mode, backend):
 def test_reduced_products_are_turned_off_where_torch_has_one_setting_for_all(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "matmul", None)
     test_the_precision_of_networks_does_not_reach_inside(reduced_products, "tiled")
+
+
+@pytest.mark.parametrize("one_setting", [False, True])
+def test_threads_that_leave_out_of_order_restore_the_precision(one_setting, monkeypatch):
+    if one_setting:
+        monkeypatch.setattr(torch.backends.mkldnn, "matmul", None)
+    entered, left = threading.Event(), threading.Event()
+
+    def other():
+        with full_precision("cpu"):
+            entered.set()
+            left.wait()
+
+    thread = threading.Thread(target=other)
+    with reduced_products():
+        before, autocast = _products("cpu")[1](), torch.is_autocast_enabled("cpu")
+        with full_precision("cpu"):
+            thread.start()
+            entered.wait()
+        assert _products("cpu")[1]() == _products("cpu")[3]  # the other thread is still inside
+        left.set()
+        thread.join()
+        assert _products("cpu")[1]() == before
+        assert torch.is_autocast_enabled("cpu") == autocast
 
 
 @every_call

@@ -57,6 +57,16 @@ def test_a_study_goes_on_where_it_stopped(tmp_path):
     assert (tmp_path / "squares.txt").read_text() == "3 cells"
 
 
+@pytest.mark.parametrize("text", ["", "{", "\xff"])
+def test_a_damaged_cell_is_named_and_kept(tmp_path, text):
+    stem, folder = tmp_path / "squares", tmp_path / "cells"
+    run_study(Squares(), stem, folder, workers=0, progress=False)
+    (folder / "2.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(RunError, match=f"^cannot read {folder}/2.json .*run again"):
+        run_study(Squares(), stem, folder, workers=0, progress=False)
+    assert (folder / "2.json").read_bytes() == text.encode("latin-1")
+
+
 def test_a_cell_that_fails_here_stops_the_others(tmp_path):
     cells = {tmp_path / f"{k}.json": k for k in (1, 0, 2)}
     with pytest.raises(RunError, match=r"0\.json: .*division by zero"):

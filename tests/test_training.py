@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
+import resource
+from random import Random
 
 import pytest
 import torch
 
 import keodrift as kd
 from keodrift.data import get_target, load_digits_latents
-from keodrift.errors import ArgumentError, DivergedError, NonFiniteError, OptionError
+from keodrift.errors import ArgumentError, DivergedError, NonFiniteError, OptionError, RunError
 from keodrift.files import atomic_path, write_json
 from keodrift.metrics import wasserstein_squared
 from keodrift.networks import MLP, ConditionalMLP, sample
@@ -108,6 +113,133 @@ def test_a_checkpoint_with_a_scheduler_is_no_state_of_a_run_without(tmp_path):
         other.run(2, resume=True)
 
 
+def same(one, two) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(same(one[key], two[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(two) and all(map(same, one, two))
+    return torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two
+
+
+def test_a_damaged_checkpoint_is_refused_by_name_or_read_bit_for_bit(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    trainer(tmp_path).run(1)
+    intact, expected = path.read_bytes(), torch.load(path)
+    random, refused = Random(0), 0
+    for _ in range(200):
+        damaged, at = bytearray(intact), random.randrange(len(intact))
+        kind = random.choice(["flip", "cut", "insert", "remove", "blank"])
+        if kind == "flip":
+            damaged[at] ^= 1 << random.randrange(8)
+        elif kind == "insert":
+            damaged[at:at] = random.randbytes(3)
+        else:
+            damaged[at : at + {"cut": len(intact)}.get(kind, 9)] = bytes(9 * (kind == "blank"))
+        path.write_bytes(damaged)
+        other = trainer(tmp_path)
+        try:
+            other.state.load(path)
+        except RunError as error:
+            refused += 1
+            assert str(error).startswith(f"cannot read {path} (") and "\n" not in str(error)
+        else:
+            other.state.save(path)
+            assert same(torch.load(path), expected)
+    assert refused > 150
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no checkpoint", {}, {"parts": {}}, [1], torch.zeros(3), MLP(width=2), None],
+    ids=[
+        "empty",
+        "text",
+        "an empty dict",
+        "a short dict",
+        "a list",
+        "a tensor",
+        "code",
+        "a folder",
+    ],
+)
+def test_what_is_no_checkpoint_is_refused_by_name_and_left_alone(tmp_path, content):
+    path = tmp_path / "checkpoint.pt"
+    if content is None:
+        path.mkdir()
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(RunError, match=f"^cannot read {path} .*: put back") as caught:
+        trainer(tmp_path).run(2, resume=True)
+    assert "\n" not in str(caught.value)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("optimizer", {"state": 1}), ("network", [1]), ("scheduler", 3), ("generator", torch.ones(2))],
+)
+def test_a_checkpoint_with_a_wrong_part_names_it_and_the_file(tmp_path, name, value):
+    path = tmp_path / "checkpoint.pt"
+    trainer(tmp_path).run(1)
+    saved = torch.load(path)
+    (saved if name in saved else saved["parts"])[name] = value
+    torch.save(saved, path)
+    with pytest.raises(ArgumentError, match=f"^{name}: got .* for {path}, needs the {name}"):
+        trainer(tmp_path).run(2, resume=True)
+
+
+@contextlib.contextmanager
+def room_for(size: int):
+    """Every file that is written ends at so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_ends_the_run_by_name_and_keeps_the_checkpoint(tmp_path, monkeypatch):
+    # TensorBoard writes in a thread of its own, which speaks for itself.
+    monkeypatch.setattr("keodrift.training.log._event_writer", lambda folder, step: None)
+    path, log = tmp_path / "checkpoint.pt", tmp_path / "metrics.jsonl"
+    trainer(tmp_path).run(1)
+    kept, rows = path.read_bytes(), log.read_bytes()
+    for size, refused in ((len(kept) - 1, path), (len(rows) + 9, log)):
+        with (
+            room_for(size),
+            pytest.raises(RunError, match=f"^cannot write {refused} .File too large.: free"),
+        ):
+            trainer(tmp_path).run(2, resume=True)
+        assert path.read_bytes() == kept
+        assert not list(tmp_path.glob(".draft*"))
+    straight, resumed = trainer(), trainer(tmp_path)
+    straight.run(3)
+    resumed.run(3, resume=True)
+    assert_same(straight, resumed)
+
+
+@pytest.mark.parametrize("refusing", ["tempfile.mkstemp", "os.replace"])
+def test_a_folder_that_is_read_only_ends_the_run_by_name(tmp_path, monkeypatch, refusing):
+    def refuse(*args, **options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(refusing, refuse)
+    log = tmp_path / "run" / "metrics.jsonl"
+    with pytest.raises(RunError, match=f"^cannot write {log} .Permission denied.: free"):
+        trainer(tmp_path / "run").run(1)
+    assert not list(log.parent.iterdir())
+
+
+def test_a_folder_below_a_file_ends_the_run_by_name(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RunError, match=f"^cannot write {tmp_path}/file/metrics.jsonl"):
+        trainer(tmp_path / "file").run(1)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_a_fresh_run_does_not_overwrite_the_checkpoint_of_another(tmp_path):
     first = trainer(tmp_path)
     first.run(2)
@@ -166,11 +298,10 @@ def test_an_objective_needs_drifts(wrong):
 
 
 def test_the_drift_never_sees_samples_that_are_not_finite():
-    class Watching(kd.OneSidedDrift):
-        def __call__(self, x, y, **options):
-            raise AssertionError
+    def drift(x, y):
+        raise AssertionError
 
-    objective, batch = Objective(Watching(1.0)), Batch((), torch.zeros(3, 2))
+    objective, batch = Objective(drift), Batch((), torch.zeros(3, 2))
     for value, words in ((torch.inf, "2 NaN or infinite"), (1e30, "up to 1.0e.30")):
         x = torch.zeros(3, 2).index_fill(0, torch.tensor(1), value)
         with pytest.raises(DivergedError, match=f"^training diverged: samples hold .*{words}"):
@@ -208,15 +339,72 @@ def test_the_global_random_state_and_grad_mode_stay():
     assert torch.is_grad_enabled()
 
 
-def test_average_follows_the_stated_decay():
-    run = trainer(ema=0.5)
+def test_average_follows_the_stated_decay_which_grows_from_the_start():
+    run = trainer(ema=0.3)
     values = []
-    for _ in range(3):
-        run.run(run.step + 1)
+    for step in range(1, 6):
+        run.run(step)
         values.append(run.state.network.layers[0].weight.detach().clone())
-    first = values[0]
-    expected = 0.5 * (0.5 * first + 0.5 * values[1]) + 0.5 * values[2]
-    assert torch.allclose(run.average.layers[0].weight, expected)
+    expected = values[0]
+    for decay, value in zip((2 / 11, 3 / 12, 0.3, 0.3), values[1:], strict=True):
+        expected = decay * expected + (1 - decay) * value
+    torch.testing.assert_close(run.average.layers[0].weight, expected)
+
+
+def test_the_average_of_a_short_run_is_not_one_of_its_beginning():
+    run = trainer(ema=0.9999)
+    run.run(1)
+    start = run.state.network.layers[0].weight.detach().clone()
+    run.run(60)
+    end = run.state.network.layers[0].weight
+    assert (run.average.layers[0].weight - end).norm() < 0.5 * (start - end).norm()
+
+
+def test_the_log_says_how_steps_and_solves_went():
+    drifts = [kd.SinkhornDrift(0.2), kd.SinkhornDrift(0.2, half_steps=5), kd.OneSidedDrift(0.2)]
+    run = trainer(objective=Objective(drifts), clip=1e-3, ema=0.5)
+    first, second = run.run(2)
+    state = run.state
+    weights, averaged = (
+        torch.cat([w.flatten() for w in network.parameters()]).detach()
+        for network in (state.network, run.average)
+    )
+    assert first["average_distance"] == 0
+    distance = (averaged - weights).norm() / weights.norm()
+    assert second["average_distance"] == pytest.approx(float(distance))
+    # Of the second step, whose batch and network's outputs can be made again.
+    again = trainer(objective=Objective(drifts), clip=1e-3, ema=0.5)
+    again.run(1)
+    batch = again.state.batches(again.state.generator)
+    x = again.state.network(*batch.inputs)
+    again.state.network.zero_grad()
+    again.objective(x, batch).backward()
+    gradient = torch.cat([w.grad.flatten() for w in again.state.network.parameters()])
+    assert second["gradient_norm"] == pytest.approx(float(gradient.norm()), rel=1e-5)
+    assert float(gradient.norm()) > 1e-3  # before it was clipped
+    fields = [drift.fit(x, batch.data) for drift in drifts[:2]]
+    assert second["half_steps"] == max(field.half_steps for field in fields)
+    assert second["marginal_error"] == pytest.approx(float(fields[0].marginal_error), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("drift", "known"),
+    [
+        (kd.SinkhornDrift(0.2), {"half_steps", "marginal_error"}),
+        (kd.SinkhornDrift(0.2, half_steps=5), {"half_steps"}),
+        (kd.OneSidedDrift(0.2), set()),
+        (lambda x, y: y - x, set()),
+    ],
+)
+def test_an_objective_reports_what_was_solved_without_solving_again(drift, known, monkeypatch):
+    objective, batch = Objective(drift), Batch((), torch.randn(20, 2, generator=seeded()))
+    x = torch.randn(20, 2, generator=seeded(1))
+    assert objective.report() == {}
+    loss = objective(x, batch)
+    assert torch.equal(loss, kd.drift_loss(x, batch.data, drift))
+    monkeypatch.setattr(kd.Drift, "fit", None)
+    assert objective.report().keys() == known
+    assert objective == Objective(drift) and hash(objective) == hash(Objective(drift))
 
 
 def test_a_network_learns_a_shift():
@@ -274,14 +462,11 @@ def test_bfloat16_is_for_the_products_of_the_network_alone():
             seen.append(out.dtype)
             return out
 
-    class Drift(kd.OneSidedDrift):
-        def __call__(self, x, y):
-            seen.append(x.dtype)
-            return y - x
+    def drift(x, y):
+        seen.append(x.dtype)
+        return y - x
 
-    full, mixed = (
-        trainer(precision=precision, drift=Drift(1.0)) for precision in ("full", "bfloat16")
-    )
+    full, mixed = (trainer(precision=precision, drift=drift) for precision in ("full", "bfloat16"))
     mixed.state.network.__class__ = Watching
     first, second = full.run(5), mixed.run(5)
     assert seen[-2:] == [torch.bfloat16, torch.float32]
@@ -318,24 +503,18 @@ def test_latent_batches_are_one_problem_a_class():
 
 
 def test_a_diverging_loss_stops_the_run():
-    class Explosion(kd.OneSidedDrift):
-        def __call__(self, x, y, **options):
-            return torch.full_like(x, float("inf"))
-
-    run = trainer(drift=Explosion(1.0))
+    run = trainer(drift=lambda x, y: torch.full_like(x, torch.inf))
     with pytest.raises(DivergedError, match="step 1"):
         run.run(3)
 
 
 def test_a_diverged_network_is_never_kept(tmp_path):
-    class LateExplosion(kd.OneSidedDrift):
-        calls = 0
+    pulls = iter([0.0, 0.0, 0.0, torch.inf])
 
-        def __call__(self, x, y, **options):
-            type(self).calls += 1
-            return torch.full_like(x, float("inf") if self.calls == 4 else 0.0)
+    def late_explosion(x, y):
+        return torch.full_like(x, next(pulls))
 
-    run = trainer(drift=LateExplosion(1.0), folder=tmp_path, checkpoint_every=2, log_every=3)
+    run = trainer(drift=late_explosion, folder=tmp_path, checkpoint_every=2, log_every=3)
     with pytest.raises(DivergedError, match="step 4"):
         run.run(9)
     kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from keodrift.data import sample_target
 from keodrift.drifts import OneSidedDrift, SinkhornDrift, SoftmaxDrift, TwoSidedDrift
-from keodrift.files import atomic_path
+from keodrift.files import atomic_path, reading
 from keodrift.flow import simulate
 from keodrift.metrics import wasserstein_squared
 from keodrift.plots import animate_flows, plot_flows, save_figure
@@ -134,7 +134,7 @@ class FlowGrid(Study[FlowCell]):
             name: {"tau": cell.tau, "field": cell.label} for name, cell in self.cells().items()
         }
         for _, path in self.finished(folder):
-            with np.load(path) as stored:
+            with reading(path), np.load(path) as stored:
                 rows[path.name] |= json.loads(str(stored["numbers"]))
         return list(rows.values())
 
@@ -173,7 +173,7 @@ class FlowGrid(Study[FlowCell]):
         numbers = {(row["tau"], row["field"]): row for row in rows}
         still, moving, times = {}, {}, None
         for cell, path in self.finished(folder):
-            with np.load(path) as stored:
+            with reading(path), np.load(path) as stored:
                 trajectory, times = torch.from_numpy(stored["trajectory"]), stored["times"]
             row, name = numbers[cell.tau, cell.label], f"{cell.label}, τ = {cell.tau:g}"
             scores = f"$W_2^2$ = {row['w2_squared']:.3f}, {row['neighbours']:.1f} neighbours"

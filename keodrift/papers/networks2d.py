@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from keodrift.files import read_json, reading
 from keodrift.plots import new_figure, plot_samples, save_figure
 from keodrift.runs import compose, train
 from keodrift.studies import Claims, Row, Study, markdown_table
@@ -119,7 +120,7 @@ class NetworkGrid(Study[Cell]):
             (cell.target, cell.tau, cell.label): [] for cell in self.cells().values()
         }
         for cell, path in self.finished(folder):
-            found[cell.target, cell.tau, cell.label].append(json.loads(path.read_text()))
+            found[cell.target, cell.tau, cell.label].append(read_json(path))
         rows = []
         for (target, tau, label), results in found.items():
             row: Row = {"target": target, "tau": tau, "field": label, "runs": len(results)}
@@ -182,8 +183,9 @@ class NetworkGrid(Study[Cell]):
         """W₂² over steps, mean ± std over seeds, one panel a target and temperature."""
         curves: dict[tuple[str, float, str], list[list[tuple[int, float]]]] = {}
         for cell, result in self.finished(folder):
-            log = result.with_name("metrics.jsonl").read_text()
-            looks = [json.loads(line) for line in log.splitlines()]
+            log = result.with_name("metrics.jsonl")
+            with reading(log):
+                looks = [json.loads(line) for line in log.read_text().splitlines()]
             mine = curves.setdefault((cell.target, cell.tau, cell.label), [])
             mine.append(
                 [(look["step"], look["w2_squared"]) for look in looks if "w2_squared" in look]
@@ -227,7 +229,8 @@ class NetworkGrid(Study[Cell]):
         for cell, result in self.finished(folder):
             if cell.seed == self.seeds[0]:
                 shown.add(cell.label)
-                with np.load(result.with_name("samples.npz")) as stored:
+                samples = result.with_name("samples.npz")
+                with reading(samples), np.load(samples) as stored:
                     generated, real = map(torch.from_numpy, (stored["generated"], stored["real"]))
                 panels[f"{cell.target}, τ = {cell.tau:g}\n{cell.label}"] = generated
                 targets.append(real)

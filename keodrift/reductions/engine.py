@@ -90,6 +90,7 @@ def choose_backend(
     """
     cost = as_cost(cost)
     pairs = batch * n * m
+    # An expression on tensors holds the differences of all pairs for a moment.
     if pairs * (1 if cost.by_distance else d) <= DENSE_PAIRS:
         return Choice("dense", f"{pairs} pairs fit in one block")
     compressed = cost.curvature is not None and d <= CELLS_DIMENSION and not mask_self
@@ -98,8 +99,8 @@ def choose_backend(
     limit = KEOPS_DIMENSION.get(device, 0)
     if d > limit:
         return Choice("tiled", f"d = {d} > {limit}, where matrix products win on {device}")
-    if compiler.failure() is not None:
-        return Choice("tiled", f"KeOps cannot compile here ({compiler.failure()})")
+    if compiler.failure(device) is not None:
+        return Choice("tiled", f"KeOps cannot compile here ({compiler.failure(device)})")
     if device == "cpu" and compiler.missing():
         return Choice("tiled", "no C++ compiler was found for KeOps")
     return Choice("keops", f"{pairs} pairs in d = {d} are streamed by compiled reductions")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from keodrift.files import atomic_path
+from keodrift.files import atomic_path, writing
 
 
 class Log:
@@ -40,13 +41,14 @@ class Log:
         steps: int,
         progress: bool,
     ) -> None:
-        self.history, self.path, self.events = history, None, None
+        self.history, self.folder = history, folder
+        self.events: Any = None
         if folder is not None:
-            self.path = folder / "metrics.jsonl"
             # Rows later than the checkpoint are dropped: their steps are about to be redone.
-            with atomic_path(self.path) as draft:
+            with atomic_path(folder / "metrics.jsonl") as draft:
                 draft.write_text("".join(json.dumps(row) + "\n" for row in history))
-            self.events = _event_writer(folder, start)
+            with writing(folder / "tensorboard"):
+                self.events = _event_writer(folder, start)
         self.bar = tqdm(total=steps, initial=start, desc="train", unit="step", disable=not progress)
 
     def __enter__(self) -> Log:
@@ -59,18 +61,25 @@ class Log:
         trace: TracebackType | None,
     ) -> None:
         self.bar.close()
-        if self.events is not None:
-            self.events.close()
+        if self.folder is not None and self.events is not None:
+            # What ended the run is the error to be told.
+            with suppress(OSError) if error else writing(self.folder / "tensorboard"):
+                self.events.close()
 
     def write(self, row: dict[str, float]) -> None:
-        """Keeps a row of the log and shows it."""
+        """Keeps a row of the log and shows it.
+
+        Raises:
+            RunError: It cannot be written.
+        """
         self.history.append(row)
-        if self.path is not None:
-            with open(self.path, "a") as file:
+        if self.folder is not None:
+            path = self.folder / "metrics.jsonl"
+            with writing(path), open(path, "a") as file:
                 file.write(json.dumps(row) + "\n")
-        if self.events is not None:
-            for name in row.keys() - {"step"}:
-                self.events.add_scalar(name, row[name], row["step"])
+            with writing(self.folder / "tensorboard"):
+                for name in row.keys() - {"step"} if self.events else ():
+                    self.events.add_scalar(name, row[name], row["step"])
         shown = {name: row[name] for name in row if name not in ("step", "seconds")}
         self.bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items()}, refresh=False)
 

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -28,17 +29,28 @@ from keodrift.training.state import TrainingState
 EMA_DECAY = 0.99
 
 
+@runtime_checkable
+class Reporting(Protocol):
+    """An objective that has numbers for the log beside its loss."""
+
+    def report(self) -> dict[str, float]:
+        """Those of its last call."""
+
+
 class Trainer:
     """The training loop with its state.
 
     Args:
         network: What is trained, ``network(*batch.inputs) -> (N, d)``.
         batches: Makes one `Batch` from the random generator.
-        objective: The loss of samples and a batch, such as ``Objective(drift)``.
+        objective: The loss of samples and a batch, such as ``Objective(drift)``; what it reports
+            (`Reporting`) enters the log.
         optimizer: Any torch optimiser over the network's parameters.
         generator: The run's only source of randomness.
         scheduler: A learning-rate scheduler, stepped once a step.
-        ema: Decay of the averaged weights in `average`; 0 makes them follow the network.
+        ema: Decay of the averaged weights in `average`; 0 makes them follow the network. It grows
+            towards this, min(ema, (1 + t)/(10 + t)) at step t, so that the average of a short run
+            is not one of its beginning.
         clip: Largest gradient norm, or None.
         precision: ``"full"``, or ``"bfloat16"``: the network's products in bfloat16 (autocast),
             faster where the processor has them. Weights, samples, drift and loss stay as they are.
@@ -106,7 +118,7 @@ class Trainer:
         self.log_every, self.checkpoint_every = log_every, checkpoint_every
         self.progress = progress
         self.folder = None if folder is None else Path(folder)
-        average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema))
+        average = AveragedModel(network, multi_avg_fn=_growing_memory(ema))
         self.state = TrainingState(network, average, optimizer, scheduler, batches, generator)
 
     @property
@@ -121,7 +133,12 @@ class Trainer:
 
     @property
     def history(self) -> list[dict[str, float]]:
-        """The rows of the log: ``step``, ``loss``, ``seconds`` and what ``evaluate`` gave."""
+        """The rows of the log.
+
+        Each holds ``step``, ``loss``, ``seconds``, ``gradient_norm`` before any clipping,
+        ``average_distance`` (of the averaged weights from the network's, relative to these), what
+        the objective reports, and what ``evaluate`` gave.
+        """
         return self.state.history
 
     def check(self, steps: int, *, resume: bool = False) -> None:
@@ -165,7 +182,7 @@ class Trainer:
             while state.step < steps:
                 batch = state.batches(state.generator)
                 try:
-                    loss = self._advance(batch)
+                    loss, gradient = self._advance(batch)
                     log.bar.update()
                     state.seconds = time.perf_counter() - begun
                     last = state.step == steps
@@ -173,7 +190,7 @@ class Trainer:
                     if evaluates or last:
                         self._check_average(batch)
                     if evaluates or last or state.step % self.log_every == 0:
-                        log.write(self._row(loss, evaluates))
+                        log.write(self._row(loss, gradient, evaluates))
                 except DivergedError as error:
                     raise DivergedError(error.sign, state.step) from error
                 if last or state.step % self.checkpoint_every == 0:
@@ -183,20 +200,21 @@ class Trainer:
                         state.save(checkpoint)
         return state.history
 
-    def _advance(self, batch: Batch) -> Tensor:
+    def _advance(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """One step; its loss and the norm of its gradient."""
         state = self.state
         state.network.train()
         loss = self.objective(self._samples(state.network, batch), batch)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if self.clip is not None:
-            nn.utils.clip_grad_norm_(state.network.parameters(), self.clip)
+        bound = math.inf if self.clip is None else self.clip
+        gradient = nn.utils.clip_grad_norm_(state.network.parameters(), bound)
         state.optimizer.step()
         if state.scheduler is not None:
             state.scheduler.step()
         state.ema.update_parameters(state.network)
         state.step += 1
-        return loss.detach()
+        return loss.detach(), gradient
 
     def _samples(self, network: nn.Module, batch: Batch) -> Tensor:
         if self.precision == "full":
@@ -212,11 +230,29 @@ class Trainer:
         check_samples(self._samples(self.average, batch))
 
     @torch.no_grad()
-    def _row(self, loss: Tensor, evaluates: bool) -> dict[str, float]:
+    def _row(self, loss: Tensor, gradient: Tensor, evaluates: bool) -> dict[str, float]:
         row: dict[str, float] = {"step": self.step, "loss": float(loss)}
         if not math.isfinite(row["loss"]):
             raise DivergedError(f"the loss is {row['loss']}")
         if evaluates and self.evaluate is not None:
             row |= {name: float(value) for name, value in self.evaluate(self.average).items()}
+        row["gradient_norm"] = float(gradient)
+        weights, averaged = (
+            nn.utils.parameters_to_vector(network.parameters())
+            for network in (self.state.network, self.average)
+        )
+        length = weights.norm().clamp_min(torch.finfo(weights.dtype).tiny)
+        row["average_distance"] = float((averaged - weights).norm() / length)
+        row |= self.objective.report() if isinstance(self.objective, Reporting) else {}
         row["seconds"] = round(self.state.seconds, 3)
         return row
+
+
+def _growing_memory(ema: float) -> Callable[[Any, Any, Any], None]:
+    """An exponential average whose decay grows with the number of networks averaged so far."""
+
+    def update(averaged: Any, weights: Any, count: Any) -> None:
+        t = int(count)
+        get_ema_multi_avg_fn(min(ema, (1 + t) / (10 + t)))(averaged, weights, count)
+
+    return update

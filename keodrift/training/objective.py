@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -19,7 +20,7 @@ class Objective:
     """The loss of samples and a batch: ½·mean ‖x − sg(x + V)‖².
 
     Attributes:
-        drifts: A drift, or several (temperatures), whose fields are added.
+        drifts: A drift, or several (temperatures), whose fields are added; any ``(x, y) → V``.
         normalize: Divides each field by its root mean square; see `keodrift.drift_loss`.
         scale_features: Gives τ relative to the mean distance between samples and data.
 
@@ -36,10 +37,13 @@ class Objective:
         4.0
     """
 
-    drifts: Drift | Sequence[Drift]
+    drifts: Callable[..., Tensor] | Sequence[Callable[..., Tensor]]
     _: KW_ONLY
     normalize: bool = False
     scale_features: bool = False
+    _solves: list[tuple[int, list[Tensor]]] = field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         """Refuses nonsense when built."""
@@ -64,14 +68,43 @@ class Objective:
             ArgumentError: The batch is not what the drift needs.
         """
         check_samples(x)
+        self._solves.clear()
+        drifts: Any = self.drifts
         return drift_loss(
             x,
             batch.data,
-            self.drifts,
+            [self._watched(drift) for drift in drifts],
             normalize=self.normalize,
             scale_features=self.scale_features,
             **batch.options,
         )
+
+    def report(self) -> dict[str, float]:
+        """What the solves of the last call say of themselves; nothing where nothing was solved.
+
+        Returns:
+            ``half_steps``, the most of any problem, and ``marginal_error``, the largest of those
+            that are known: a fixed number of half-steps measures none.
+        """
+        row: dict[str, float] = {}
+        if self._solves:
+            row["half_steps"] = max(half_steps for half_steps, _ in self._solves)
+        errors = [float(error.max()) for _, known in self._solves for error in known]
+        return row | ({"marginal_error": max(errors)} if errors else {})
+
+    def _watched(self, drift: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The drift, which leaves its diagnostics here; not its field, which may be large."""
+        if not isinstance(drift, Drift):
+            return drift
+
+        def call(x: Tensor, y: Tensor, **inputs: Any) -> Tensor:
+            fitted = drift.fit(x, y, **inputs)
+            if fitted.couplings:
+                known = [one.error for one in fitted.couplings if one.error is not None]
+                self._solves.append((fitted.half_steps, known))
+            return fitted()
+
+        return call
 
 
 def check_samples(x: Tensor) -> None:

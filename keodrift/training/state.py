@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from keodrift.errors import ArgumentError, DivergedError
-from keodrift.files import atomic_path
+from keodrift.files import atomic_path, reading
 from keodrift.training.batches import BatchSource
 
 
@@ -63,19 +65,22 @@ class TrainingState:
 
         Raises:
             DivergedError: The network's weights are not finite; an earlier checkpoint stays.
+            RunError: It cannot be written; an earlier checkpoint stays.
         """
         self.check_finite()
+        buffer = io.BytesIO()  # what torch writes to a full disk itself hides the reason
+        torch.save(
+            {
+                "parts": {name: part.state_dict() for name, part in self._parts().items()},
+                "generator": self.generator.get_state(),
+                "step": self.step,
+                "seconds": self.seconds,
+                "history": self.history,
+            },
+            buffer,
+        )
         with atomic_path(path) as draft:
-            torch.save(
-                {
-                    "parts": {name: part.state_dict() for name, part in self._parts().items()},
-                    "generator": self.generator.get_state(),
-                    "step": self.step,
-                    "seconds": self.seconds,
-                    "history": self.history,
-                },
-                draft,
-            )
+            draft.write_bytes(buffer.getbuffer())
 
     def check_finite(self) -> None:
         """Refuses weights that are not finite.
@@ -90,21 +95,39 @@ class TrainingState:
         """Restores everything that `save` wrote.
 
         Raises:
-            ArgumentError: The checkpoint belongs to another network, optimiser, scheduler or
-                batch source.
+            ArgumentError: The checkpoint belongs to another network, optimiser, scheduler,
+                generator or batch source.
+            RunError: The checkpoint is damaged, or no checkpoint.
         """
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        with reading(path):
+            saved = _intact(path)
         parts = self._parts()
         if parts.keys() != saved["parts"].keys():
             got, needs = ", ".join(parts), ", ".join(saved["parts"])
-            raise ArgumentError("resume", f"a state of {got}", f"that of {path.name}: {needs}")
-        for name, part in parts.items():
+            raise ArgumentError("resume", f"a state of {got}", f"that of {path}: {needs}")
+        restore = {name: part.load_state_dict for name, part in parts.items()}
+        states = saved["parts"] | {"generator": saved["generator"]}
+        for name, load in (restore | {"generator": self.generator.set_state}).items():
             try:
-                part.load_state_dict(saved["parts"][name])
-            except (RuntimeError, ValueError, KeyError) as error:
-                got = f"{type(part).__name__} for {path.name}"
+                load(states[name])
+            except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+                got = f"{type(vars(self)[name]).__name__} for {path}"
                 raise ArgumentError(name, got, f"the {name} it was written with") from error
-        self.generator.set_state(saved["generator"])
         self.step, self.seconds, self.history = (
             saved[name] for name in ("step", "seconds", "history")
         )
+
+
+_KINDS = {"parts": dict, "generator": Tensor, "step": int, "seconds": float, "history": list}
+
+
+def _intact(path: Path) -> dict[str, Any]:
+    """The contents of a checkpoint; raises anything where a byte of them is not as written."""
+    with zipfile.ZipFile(path) as archive:
+        # torch writes checksums, and does not compare them.
+        damaged = archive.testzip()
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    kinds = {name: type(value) for name, value in saved.items()}
+    if damaged or kinds != _KINDS:
+        raise zipfile.BadZipFile(damaged)
+    return saved

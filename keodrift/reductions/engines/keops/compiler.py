@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 
+from keodrift.costs import Cost
 from keodrift.errors import BackendWarning, users_stacklevel
 
 # gcc on x86-64 is where these were tried; elsewhere KeOps' own flags give the same numbers, slower.
@@ -37,16 +38,30 @@ FAST_FLAGS = (
     else ""
 )
 
+# Formulas that KeOps could not compile, and why: each costs itself alone.
+failed: dict[object, str] = {}
+
 _lock = threading.RLock()
 _compiled: set[object] = set()
 _at_exit = contextlib.ExitStack()
-_failure: str | None = None
+_broken: dict[str, str] = {}  # why nothing compiles, by type of device
+_warned: set[Cost] = set()
 _fast_flags_work = bool(FAST_FLAGS)
 
 
-def failure() -> str | None:
-    """Why KeOps cannot answer in this process, or None while it can."""
-    return _failure
+def _fresh_lock() -> None:
+    """A forked child has no other thread that could release the lock."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_fresh_lock)
+
+
+def failure(device: str = "cpu") -> str | None:
+    """Why KeOps compiles nothing for a type of device in this process, or None while it does."""
+    return _broken.get(device)
 
 
 def missing() -> bool:
@@ -60,19 +75,46 @@ def fast_flags_work() -> bool:
     return _fast_flags_work
 
 
-def report_failure(error: BaseException, *, fast: bool = False) -> None:
-    """Remembers that KeOps cannot compile (with the fast flags, or at all: then it says so)."""
-    global _failure, _fast_flags_work
+def report_failure(
+    error: BaseException, formula: object, cost: Cost, device: str, *, fast: bool = False
+) -> None:
+    """Remembers that a formula does not compile, or the fast flags, or nothing; and says so once.
+
+    Args:
+        error: What KeOps, or the cost on LazyTensors, raised.
+        formula: What `failed` knows it by.
+        cost: The cost in it.
+        device: Type of the device.
+        fast: It was compiled with the fast flags, which are then given up.
+    """
+    global _fast_flags_work
     if fast:
         _fast_flags_work = False
-    elif _failure is None:
-        _failure = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        warnings.warn(
-            f"KeOps could not compile ({_failure}); the tiled engine answers instead. "
-            "KeOps needs a C++ compiler (g++) and the Python headers.",
-            BackendWarning,
-            stacklevel=users_stacklevel(),
-        )
+        return
+    reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    failed[formula] = reason
+    if not _compiles(device):
+        told, _broken[device] = device in _broken, reason
+        advice = "KeOps needs a C++ compiler (g++) and the Python headers."
+        message = f"KeOps could not compile ({reason}); the tiled engine answers instead. {advice}"
+    else:
+        told = cost in _warned
+        _warned.add(cost)
+        message = f"KeOps cannot compile {cost.name} ({reason}); the tiled engine answers instead."
+    if not told:
+        warnings.warn(message, BackendWarning, stacklevel=users_stacklevel())
+
+
+def _compiles(device: str) -> bool:
+    """Whether KeOps compiles the plainest of formulas."""
+    try:
+        with session(f"probe {device}"):
+            ones = torch.ones(2, 1, device=device)
+            backend = "GPU" if device == "cuda" else "CPU"
+            genred("X*Y", ["X=Vi(1)", "Y=Vj(1)"], axis=1)(ones, ones, backend=backend)
+    except (Exception, SystemExit):
+        return False
+    return True
 
 
 def load() -> ModuleType:

@@ -15,7 +15,7 @@ from keodrift.reductions.engines.keops import compiler
 from keodrift.reductions.engines.pairs import PairKernel
 from keodrift.reductions.engines.tiled import Tiled, TiledKernel
 from keodrift.reductions.frame import Frame
-from keodrift.reductions.kernel import Engine
+from keodrift.reductions.kernel import Engine, GibbsKernel
 
 # Stands for −inf inside formulas: exp of it is 0, and differences of it stay finite.
 NEVER = -1e30
@@ -34,8 +34,11 @@ class Keops(Engine):
     name = "keops"
     compiles = True
 
-    def kernel(self, frame: Frame, batch: tuple[int, ...]) -> KeopsKernel:
+    def kernel(self, frame: Frame, batch: tuple[int, ...]) -> GibbsKernel:
         """The kernel; a formula compiles when it is first used."""
+        if frame.x.shape[1] == frame.y.shape[1] == 1:
+            # KeOps takes arrays of one row on either side for parameters, and drops their batch.
+            return Tiled().kernel(frame, batch)
         return KeopsKernel(self, frame, batch)
 
 
@@ -175,18 +178,18 @@ class KeopsKernel(PairKernel):
         """The result of a KeOps call, or None where KeOps cannot compile it."""
         frame = self.frame
         parts = (verb, frame.x.shape[-1], frame.y.dtype, frame.mask_self, self._device)
-        name = f"{parts} {frame.cost.name}"
+        name, device = f"{parts} {frame.cost.name}", frame.y.device.type
         # A compiler that does not know the flags for fast sums may still do without them.
         for quick in (True, False) if fast and compiler.fast_flags_work() else (False,):
-            if compiler.failure() is not None:
+            if compiler.failure(device) is not None or (name, frame.cost) in compiler.failed:
                 return None
             try:
                 with compiler.session(name, frame.cost, fast=quick):
                     return call()
             except torch.OutOfMemoryError:
                 raise
-            except (ImportError, OSError, RuntimeError, KeyError, SystemExit) as error:
-                compiler.report_failure(error, fast=quick)
+            except (Exception, SystemExit) as error:  # a user's cost may raise anything
+                compiler.report_failure(error, (name, frame.cost), frame.cost, device, fast=quick)
         return None
 
 

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from keodrift.checks import check_positive
 from keodrift.costs import as_cost
-from keodrift.errors import DtypeError
+from keodrift.errors import DeviceError, DtypeError
 from keodrift.reductions.engines.keops.kernel import Keops
 from keodrift.reductions.frame import make_frame
 
@@ -45,6 +45,7 @@ def warmup(
     Raises:
         OptionError: ``d`` is not a positive integer, or the cost is unknown.
         DtypeError: KeOps has no kernels for the dtype.
+        DeviceError: KeOps has no kernels for the device, or this torch cannot use it.
 
     Example:
         >>> import keodrift as kd
@@ -55,6 +56,12 @@ def warmup(
     check_positive("d", d, integer=True)
     if dtype not in (torch.float32, torch.float64):
         raise DtypeError("dtype", dtype, "torch.float32 or torch.float64")
+    try:
+        if torch.empty(0, device=device).device.type not in ("cpu", "cuda"):
+            raise RuntimeError
+    except (RuntimeError, AssertionError, TypeError) as error:
+        needs = "cpu, or cuda where this torch can use it"
+        raise DeviceError("device", repr(device), needs) from error
     points = torch.arange(4.0, dtype=dtype, device=device)[:, None].expand(1, 4, d) / 4
     one = torch.ones(1, dtype=torch.float64, device=device)
     kernel = Keops().kernel(make_frame(points, points, as_cost(cost), one, mask_self), ())
