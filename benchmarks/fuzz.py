@@ -263,7 +263,7 @@ def loss(case: Case) -> Results:
     x = case.x.clone().requires_grad_()
     drifts = [case.drift, kd.OneSidedDrift(case.drift.tau, cost=case.drift.cost)]
     value = kd.drift_loss(x, case.y, drifts, **case.options, **given(case))
-    yield "loss", value, (), x.dtype
+    yield "loss", value, (), torch.promote_types(x.dtype, torch.float32)
     value.backward()
     yield "its gradient", x.grad, x.shape, x.dtype
 

@@ -155,7 +155,8 @@ class JointRows:
                 missing=missing,
                 floor=0.0 if self.floor == 0 else self.floor * (-unit).exp(),
             )
-            log_mass = log_mass + unit + mass.log()
+            # A mass of 0 has no logarithm to be differentiated; a denormal one does for it.
+            log_mass = log_mass + unit + mass.clamp_min(torch.finfo(mass.dtype).tiny).log()
             means.append(mean)
         # Beyond any batch, and far from what the product with a length could not hold.
         most = torch.finfo(means[0].dtype).max ** 0.5

@@ -99,17 +99,15 @@ def _scaled(x: Tensor, y: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, Tenso
         inputs["negatives"] = u = u.repeat(len(classes), 1)
         if weights is not None:
             inputs["negative_weights"] = weights.repeat(len(classes))
-    theirs = inputs["negative_labels"] if u is not None else own
-    scales = [x.new_ones(len(x), 1), y.new_ones(len(y), 1)]
-    scales += [] if u is None else [u.new_ones(len(u), 1)]
+    clouds = [(x, labels), (y, own)]
+    clouds += [] if u is None else [(u, inputs["negative_labels"])]
+    scales = [z.new_ones(len(z), 1) for z, _ in clouds]
     for k in classes:
-        parts = [labels == k, own == k] + ([] if u is None else [theirs == k])
-        if not bool(parts[1].any()):
-            continue  # which the drift refuses
-        clouds = (z[part] for z, part in zip((x, y, u), parts, strict=False))
-        found = feature_scale(*clouds).to(x.dtype)
-        for scale, part in zip(scales, parts, strict=True):
-            scale[part] = found
+        parts = [z[of == k] for z, of in clouds]
+        if len(parts[1]):  # or the drift refuses the class
+            found = feature_scale(*parts).to(x.dtype)
+            for scale, (_, of) in zip(scales, clouds, strict=True):
+                scale[of == k] = found
     rest = {} if u is None else {"negatives": u / scales[2]}
     return scales[0], y / scales[1], {**inputs, **rest}
 

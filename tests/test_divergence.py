@@ -155,3 +155,12 @@ def test_engines_agree(clouds, backend):
     got = kd.sinkhorn_divergence(x, y, 0.4, x_weights=a, y_weights=b, tol=1e-10, backend=backend)
     expected = ref.divergence(x, y, 0.4, a=a, b=b)
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("tau", [1e4, 1e8])
+def test_large_temperatures_cost_no_digits(cloud, tau):
+    """Single precision on pairs would leave τ times its rounding."""
+    x, y = cloud(0, 20, 2, dtype=torch.float32), cloud(1, 25, 2, dtype=torch.float32) + 0.3
+    expected = (x.mean(0) - y.mean(0)).double().square().sum() / 2  # in the limit, means only
+    got = kd.sinkhorn_divergence(x, y, tau, tol=1e-5)
+    assert float(got) == pytest.approx(float(expected), rel=1e-3)

@@ -246,3 +246,37 @@ def test_layouts_of_memory_do_not_matter(cloud, make, reference, masks):
     torch.testing.assert_close(
         drift(wide, cloud(1, 3, 8, 2)), drift(wide.clone(), cloud(1, 3, 8, 2))
     )
+
+
+@every_engine
+@pytest.mark.parametrize("floor", [None, 1e-3])
+@pytest.mark.parametrize("tau", [1e-10, 0.02, 1.0])
+def test_the_joint_field_is_bounded_everywhere(cloud, backend, floor, tau):
+    """At far queries, at particles of little or no weight, and where float32 has no digits left."""
+    x, y = cloud(0, 9, 2, dtype=F32), cloud(1, 12, 2, dtype=F32) + 3
+    a = cloud(3, 9).exp()
+    a[0], a[1], a[2] = 0, 1e-300, 1e100
+    drift = kd.TwoSidedDrift(tau, form="joint", floor=floor, backend=backend)
+    negatives = {"negatives": x[:3], "negative_weights": torch.tensor([1e100, 1.0, 0.0], dtype=F64)}
+    for options in ({}, {"x_weights": a}, negatives):
+        field = drift.fit(x, y, **options)
+        queries = torch.cat([y, x, 1e3 * y, torch.zeros(1, 2)])
+        for v in (field(), field(queries)):
+            assert torch.isfinite(v).all()
+    # Without extreme weights a row of A has no pair above 1: s± are at most the counts.
+    v = drift.fit(x, y)(torch.cat([y, x]))
+    assert float(v.norm(dim=-1).max()) <= 12 * 9 * ref.spread(x, y)
+
+
+@every_drift
+def test_half_precision_saturates(make, reference, masks):
+    x = torch.tensor([[-60_000.0], [-50_000.0]], dtype=torch.float16)
+    v = make(1e9)(x, -x)
+    assert torch.isfinite(v).all() and v.dtype == torch.float16
+
+
+def test_steep_distances_have_finite_gradients(cloud):
+    x, y = 1e-13 * cloud(0, 6, 2, dtype=F32), 1e-13 * cloud(1, 7, 2, dtype=F32)
+    v = kd.OneSidedDrift(1e-27, cost="euclidean", velocity="gradient")(x, y)
+    exact = kd.OneSidedDrift(1e-27, cost="euclidean", velocity="gradient")(x.double(), y.double())
+    torch.testing.assert_close(v.double(), exact, rtol=0, atol=1e-5)

@@ -75,6 +75,9 @@ CLOUDS = {
     "a list": (DtypeError, [[0.0, 1.0]]),
     "an array": (DtypeError, torch.zeros(5, 2).numpy()),
     "None": (DtypeError, None),
+    "sparse": (DtypeError, torch.eye(5, 2).to_sparse()),
+    "float8": (DtypeError, torch.zeros(5, 2).to(torch.float8_e4m3fn)),
+    "meta": (DeviceError, torch.zeros(5, 2, device="meta")),
 }
 PAIRED = {
     "another dimension": (ShapeError, torch.randn(5, 3)),
@@ -190,6 +193,8 @@ def test_unknown_options_are_refused_when_the_drift_is_built(make, argument, val
         (kd.SinkhornDrift, "half_steps", {"half_steps": 3.0}),
         (kd.SinkhornDrift, "half_steps", {"half_steps": True}),
         (kd.SinkhornDrift, "half_steps", {"half_steps": "3"}),
+        (kd.SinkhornDrift, "drift_tol", {"drift_tol": 0.0}),
+        (kd.SinkhornDrift, "drift_tol", {"drift_tol": 0.1, "half_steps": 21}),
         (kd.SinkhornDrift, "tol", {"tol": 0.0}),
         (kd.SinkhornDrift, "tol", {"tol": -1e-3}),
         (kd.SinkhornDrift, "tol", {"tol": NAN}),
@@ -243,7 +248,11 @@ X_LABELS, Y_LABELS = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([0, 1, 2, 2, 1,
         (DtypeError, "x_labels", {"x_labels": torch.zeros(5)}),
         (DtypeError, "y_labels", {"y_labels": [0] * 7}),
         (DeviceError, "y_labels", {"y_labels": torch.zeros(7, dtype=torch.long, device="meta")}),
-        (ShapeError, "negative_labels", {"negatives": U}),
+        (  # of nobody's class
+            ShapeError,
+            "negative_labels",
+            {"negatives": U, "negative_labels": torch.tensor([-1, 0, 1])},
+        ),
         (ShapeError, "negative_labels", {"negative_labels": torch.zeros(3, dtype=torch.long)}),
         (WeightsError, "y_weights", {"y_weights": (Y_LABELS != 1).float()}),
         (WeightsError, "x_weights", {"x_weights": (X_LABELS != 1).float()}),
@@ -348,3 +357,30 @@ def test_errors_cross_processes():
         copy = pickle.loads(pickle.dumps(error))
         assert type(copy) is type(error) and str(copy) == str(error)
         assert vars(copy) == vars(error)
+
+
+@every_drift
+@pytest.mark.parametrize("cost", ["half_squared", "euclidean", lambda x, y: (x - y).abs().sum(-1)])
+def test_temperatures_at_which_the_logits_leave_the_dtype(drift, cost):
+    own = dataclasses.replace(drift, cost=cost, tau=1e-30, **FLOORLESS.get(type(drift), {}))
+    refused(TemperatureError, "tau", lambda: own(1e10 * X, 1e10 * Y))
+    refused(TemperatureError, "tau", lambda: own(X, Y, negatives=1e10 * U))
+
+
+FLOORLESS = {kd.TwoSidedDrift: {"floor": None}}
+
+
+def test_transforms_of_torch_func_are_refused():
+    field = FIELD
+    for call in (
+        lambda: torch.vmap(field)(torch.zeros(3, 4, 2)),
+        lambda: torch.func.jacfwd(field)(torch.zeros(4, 2)),
+        lambda: torch.vmap(lambda x: kd.OneSidedDrift(0.5)(x, Y))(torch.zeros(3, 4, 2)),
+    ):
+        with pytest.raises(DtypeError, match="torch.func"):
+            call()
+
+
+def test_fields_can_be_compared():
+    assert FIELD == FIELD and kd.SinkhornDrift(0.5) != FIELD
+    assert len({FIELD, FIELD.data, FIELD.couplings[0], FIELD.couplings[0].problem}) == 4

@@ -149,6 +149,8 @@ def test_converged_sinkhorn_is_at_rest_only_where_clouds_agree(cost, problem):
 @every_drift
 @given(problem=problems())
 def test_the_drift_at_particles_is_the_field_there(make, problem):
+    if getattr(make(1.0), "form", None) == "joint":
+        return  # a query is a row more of the joint coupling, and no row of the fit
     x, y, a, b, tau, _ = problem
     field = make(tau, mask_self=False).fit(x, y, x_weights=a, y_weights=b)
     agree(field(), field(x.clone()))

@@ -292,3 +292,57 @@ def test_masked_sinkhorn_meets_its_own_marginals(cloud):
     logits = ref.log_kernel(x, x, "half_squared", 0.5, mask=True)
     assert float(ref.column_error(logits, p.a, p.c, field.model.bias)) <= 1e-10 * (1 + 1e-6)
     torch.testing.assert_close(field(), ref.sinkhorn(p)(), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("cost", ["half_squared", "lopsided"])
+def test_the_self_problem_reports_the_error_of_its_plan(cost):
+    """Also where the kernel is not positive definite, or the cost not symmetric."""
+    x, y = ring(80, 2, 0.3), ring(70, 3)
+    for tol in (1e-2, 1e-5):
+        field = kd.SinkhornDrift(0.3, cost=ref.OWN.get(cost, cost), tol=tol).fit(x, y)
+        p = ref.problem(x, y, 0.3, cost=cost)
+        logits = ref.log_kernel(x, x, cost, 0.3)
+        true = float(ref.column_error(logits, p.a, p.a, field.model.bias))
+        assert true <= float(field.couplings[1].marginal_error) <= tol
+
+
+@pytest.mark.parametrize("backend", ["dense", "tiled"])
+def test_what_single_precision_cannot_tell_is_not_called_converged(backend):
+    x, y = ring(300, 2, 0.3).float() + 40, ring(280, 3).float() + 40
+    drift = kd.SinkhornDrift(0.02, cost="squared", tol=1e-7, backend=backend)
+    with pytest.warns(ConvergenceWarning, match="what the dtype can tell.*use float64"):
+        field = drift.fit(x, y)
+    data = field.couplings[0]
+    assert not bool(field.converged) and data.half_steps < 1000
+    logits = ref.log_kernel(x, y, "squared", 0.02)
+    uniform = torch.full((300,), 1 / 300, dtype=F64), torch.full((280,), 1 / 280, dtype=F64)
+    assert float(ref.column_error(logits, *uniform, data.bias)) <= float(data.marginal_error)
+    assert bool(drift.fit(x.double(), y.double()).converged)
+
+
+def test_a_mask_that_leaves_no_coupling_is_said(cloud):
+    x, y = cloud(0, 5, 2), cloud(1, 6, 2)
+    heavy = torch.tensor([0.6, 0.1, 0.1, 0.1, 0.1])
+    drift = kd.SinkhornDrift(0.5, mask_self=True)
+    for particles, options in ((x, {"x_weights": heavy}), (x[:1], {}), (x[:1], {"negatives": y})):
+        with pytest.warns(ConvergenceWarning, match="without the pairs i = i"):
+            field = drift.fit(particles, y, **options)
+        assert not bool(field.converged) and float(field.marginal_error) == 2
+        assert "without the pairs" in field.reason and torch.isfinite(field()).all()
+    even = drift.fit(x, y, x_weights=torch.tensor([0.5, 0.125, 0.125, 0.125, 0.125]))
+    assert torch.isfinite(even()).all()
+
+
+@pytest.mark.parametrize("tau", [0.1, 0.02])
+def test_a_drift_is_solved_until_it_stands_still(tau):
+    """Nearly trained: the field is small, and a marginal tolerance says little about it."""
+    x, y = ring(400, 2), ring(400, 3)
+    exact = kd.SinkhornDrift(tau, cost="squared", tol=1e-10, max_half_steps=20_000)(x, y)
+    for share in (0.1, 0.01):
+        field = kd.SinkhornDrift(tau, cost="squared", drift_tol=share).fit(x, y)
+        assert float((field() - exact).norm() / exact.norm()) <= share
+        assert bool(field.converged)
+    loose = kd.SinkhornDrift(tau, cost="squared", tol=1e-2)(x, y)
+    assert float((loose - exact).norm() / exact.norm()) > 0.02
+    with pytest.warns(ConvergenceWarning, match="drift still changes"):
+        kd.SinkhornDrift(tau, cost="squared", drift_tol=1e-6, max_half_steps=40).fit(x, y)

@@ -64,3 +64,15 @@ def test_impossible_numbers_are_refused(cloud, neighbours):
 def test_batches_of_clouds_are_refused(cloud):
     with pytest.raises(ShapeError, match=r"^y: got \(2, 100, 2\)"):
         tau_for_neighbours(kd.OneSidedDrift(tau=1.0), cloud(0, 2, 9, 2), cloud(1, 2, 100, 2), 5.0)
+
+
+@pytest.mark.parametrize("cost", ["half_squared", "euclidean", "student"])
+@pytest.mark.parametrize("rho", [1e-5, 1e-3, 0.1, 10.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_neighbours_at_every_temperature(cloud, cost, rho, dtype):
+    x, y = cloud(0, 20, 2, dtype=dtype), cloud(1, 25, 2, dtype=dtype)
+    tau = rho * ref.mean_cost(x, y, cost)
+    field = kd.SinkhornDrift(tau, cost=ref.OWN.get(cost, cost), half_steps=9).fit(x, y)
+    rows = ref.softmax(ref.log_kernel(x, y, cost, tau) + field.data.bias)
+    entropy = -torch.special.xlogy(rows, rows).sum(-1).mean()
+    assert float(kd.effective_neighbours(field)) == pytest.approx(float(entropy.exp()), rel=2e-3)

@@ -1,0 +1,95 @@
+"""The regression: weights, scales by problem and class, half precision."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import keodrift as kd
+from keodrift.loss import feature_scale
+
+DRIFTS = {
+    "one-sided": kd.OneSidedDrift(0.5),
+    "joint": kd.TwoSidedDrift(0.5, form="joint"),
+    "sinkhorn": kd.SinkhornDrift(0.5, tol=1e-6),
+}
+every_drift = pytest.mark.parametrize("drift", DRIFTS.values(), ids=DRIFTS)
+
+
+@every_drift
+@pytest.mark.parametrize("batch", [(), (2, 3)], ids=["", "batch"])
+def test_the_gradient_is_minus_the_weighted_drift(cloud, drift, batch):
+    x, y, a = cloud(0, *batch, 6, 2), cloud(1, *batch, 8, 2), cloud(2, *batch, 6).exp()
+    a[..., 2] = 0
+    free = x.clone().requires_grad_()
+    kd.drift_loss(free, y, drift, x_weights=a).backward()
+    share = a / a.sum(-1, keepdim=True) / max(1, math.prod(batch))
+    torch.testing.assert_close(free.grad, -share[..., None] * drift(x, y, x_weights=a))
+    assert bool((free.grad[..., 2, :] == 0).all())  # a particle without weight stays
+    uniform = x.clone().requires_grad_()
+    kd.drift_loss(uniform, y, drift).backward()
+    n = 6 * max(1, math.prod(batch))
+    torch.testing.assert_close(uniform.grad, -drift(x, y) / n)
+
+
+def test_a_normalised_field_moves_the_weighted_cloud_by_one(cloud):
+    x, y, a = cloud(0, 9, 3).requires_grad_(), cloud(1, 8, 3) + 4, cloud(2, 9).exp()
+    loss = kd.drift_loss(x, y, DRIFTS["one-sided"], x_weights=a, normalize=True)
+    # ½ E‖V‖² with E of a coordinate's square 1, so half the dimension.
+    assert float(loss) == pytest.approx(1.5, rel=1e-6)
+
+
+def test_the_scale_sees_data_and_negatives(cloud):
+    x, y, u = cloud(0, 5, 3), cloud(1, 7, 3), 4 * cloud(2, 6, 3)
+    mean = torch.cdist(x, torch.cat([y, u])).mean()
+    assert float(feature_scale(x, y, u)) == pytest.approx(float(mean) / 3**0.5)
+    free = x.clone().requires_grad_()
+    drift = kd.SinkhornDrift(1.0, tol=1e-8)
+    kd.drift_loss(free, y, drift, negatives=u, scale_features=True).backward()
+    s = float(mean) / 3**0.5
+    expected = -drift(x / s, y / s, negatives=u / s) / s / 5
+    torch.testing.assert_close(free.grad, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("negatives", ["none", "labelled", "shared"])
+def test_every_class_has_its_own_scale(cloud, negatives):
+    x, y, u = cloud(0, 8, 2), cloud(1, 10, 2), cloud(2, 6, 2)
+    x_labels, y_labels, u_labels = (torch.arange(n) % 2 for n in (8, 10, 6))
+    for points, labels in ((x, x_labels), (y, y_labels), (u, u_labels)):
+        points[labels == 1] *= 20
+    options, theirs = {"x_labels": x_labels, "y_labels": y_labels}, {}
+    if negatives != "none":
+        options["negatives"] = u
+    if negatives == "labelled":
+        options["negative_labels"] = u_labels
+    drift = kd.OneSidedDrift(0.3)
+    free = x.clone().requires_grad_()
+    kd.drift_loss(free, y, drift, scale_features=True, **options).backward()
+    for k in (0, 1):
+        i, j = x_labels == k, y_labels == k
+        if negatives != "none":
+            theirs = {"negatives": u if negatives == "shared" else u[u_labels == k]}
+        part = x[i].clone().requires_grad_()
+        kd.drift_loss(part, y[j], drift, scale_features=True, **theirs).backward()
+        torch.testing.assert_close(free.grad[i], part.grad / 2, rtol=1e-6, atol=1e-12)
+
+
+@every_drift
+def test_negatives_without_labels_are_shared_by_all_classes(cloud, drift):
+    x, y, u, w = cloud(0, 6, 2), cloud(1, 8, 2), cloud(2, 3, 2), cloud(3, 3).exp()
+    labels = {"x_labels": torch.arange(6) % 2, "y_labels": torch.arange(8) % 2}
+    got = drift(x, y, negatives=u, negative_weights=w, **labels)
+    for k in (0, 1):
+        alone = drift(x[k::2], y[k::2], negatives=u, negative_weights=w)
+        torch.testing.assert_close(got[k::2], alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_squares_do_not_overflow_half_precision(dtype):
+    x = torch.zeros(4, 2, dtype=dtype).requires_grad_()
+    loss = kd.drift_loss(x, torch.full((4, 2), 400.0, dtype=dtype), kd.OneSidedDrift(1.0))
+    loss.backward()
+    assert loss.dtype == torch.float32 and float(loss) == 160_000
+    assert x.grad.dtype == dtype and torch.equal(x.grad, torch.full_like(x, -100.0))
