@@ -94,7 +94,12 @@ class SinkhornDrift(SoftmaxDrift):
         solver, v, share = self.solver, field().double(), math.inf
         for _ in range(REFINEMENTS):
             solver = replace(solver, tol=solver.tol / 4)
-            found = (solver.solve(c.problem, Again(c)) for c in field.couplings)
+            found = [solver.solve(old.problem, Again(old)) for old in field.couplings]
+            pairs = zip(field.couplings, found, strict=True)
+            if any(
+                old.half_steps == new.half_steps and not new.converged.all() for old, new in pairs
+            ):
+                break  # nothing moved, for want of half-steps
             # What counts as converged is still what was asked for.
             field = self._of(clouds, tuple(replace(c, tol=self.tol) for c in found))
             before, v = v, field().double()
