@@ -61,6 +61,7 @@ def clouds(problem: str, size: int, d: int, seed: int = 0):
 
 LADDER: dict[str, tuple[float, ...]] = {
     "keodrift, tol": (1e-2, 1e-3, 3e-4, 1e-4),
+    "keodrift, drift_tol": (0.1, 0.03, 0.01),
     "keodrift one-sided": (0,),
     "keodrift, sweeps": (20, 100),
     "GeomLoss multiscale, scaling": (0.5, 0.9, 0.99, 0.999, 0.9999),
@@ -107,6 +108,8 @@ def drift(peer: str, value: float, x, y, tau: float):
         )(x.double(), y.double())
     if peer == "keodrift, tol":
         return kd.SinkhornDrift(tau, cost="squared", tol=value)(x, y)
+    if peer == "keodrift, drift_tol":
+        return kd.SinkhornDrift(tau, cost="squared", drift_tol=value)(x, y)
     if peer == "keodrift one-sided":
         return kd.OneSidedDrift(tau, cost="squared", mask_self=False)(x, y)
     if peer == "keodrift, sweeps":
@@ -215,8 +218,9 @@ def marginals(spec: dict, x, y, seconds: float) -> dict:
     import keodrift as kd
 
     peer, value, tau = spec["peer"], spec["value"], spec["tau"]
-    if peer in ("keodrift, tol", "keodrift, sweeps"):
-        extra = {"tol": value} if "tol" in peer else {"half_steps": 2 * int(value) + 1}
+    option = {"keodrift, tol": "tol", "keodrift, drift_tol": "drift_tol"}.get(peer)
+    if option or peer == "keodrift, sweeps":
+        extra = {option: value} if option else {"half_steps": 2 * int(value) + 1}
         field = kd.SinkhornDrift(tau, cost="squared", **extra).fit(x, y)
         return {"marginal_error": float(field.couplings[0].marginal_error)}
     if not peer.startswith("GeomLoss") or seconds > 20:

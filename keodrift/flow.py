@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import trange
 
-from keodrift.checks import check_positive
+from keodrift.checks import check_cloud, check_positive
 from keodrift.drifts import Drift
 from keodrift.fields import Field
 
@@ -66,7 +66,7 @@ def simulate(
         The kept positions and their times.
 
     Raises:
-        ArgumentError: ``step_size`` is not a positive number, or a count is below 1.
+        ArgumentError: ``x0`` is no cloud, ``step_size`` no positive number, or a count below 1.
 
     Reference:
         Sinkhorn drifting, eq. 92 and Figs. 1 and 5 (η = 0.1, 500 steps).
@@ -79,6 +79,7 @@ def simulate(
     check_positive("step_size", step_size)
     for name, count in (("steps", steps), ("keep", keep)):
         check_positive(name, count, integer=True)
+    check_cloud("x0", x0)
     x = x0.detach().clone()
     kept, times, half_steps = [x], [0.0], []
     field: Field | None = None

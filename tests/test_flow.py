@@ -81,7 +81,7 @@ def test_fields_that_solve_nothing_report_no_half_steps():
 
 def test_classes_flow_warm_as_they_do_cold():
     labels = torch.tensor([0, 0, 0, 1, 1, 1])
-    x, y, drift = cloud(6), cloud(6, 1), kd.SinkhornDrift(0.5, tol=1e-7)
+    x, y, drift = cloud(6).double(), cloud(6, 1).double(), kd.SinkhornDrift(0.5, tol=1e-7)
     options = {"x_labels": labels, "y_labels": labels}
     cold, warm = (simulate(drift, x, y, 0.1, 8, warm_start=on, **options) for on in (False, True))
     assert torch.allclose(cold.final, warm.final, atol=1e-4)
@@ -114,3 +114,9 @@ def test_refusals_name_the_argument(argument, values):
     options = {"step_size": 0.1, "steps": 2} | values
     with pytest.raises(ArgumentError, match=f"^{argument}: got"):
         simulate(lambda x, y: -x, cloud(2), cloud(2), **options)
+
+
+def test_particles_are_a_cloud():
+    for wrong in ([[0.0, 0.0]], torch.full((2, 2), torch.nan), torch.zeros(2)):
+        with pytest.raises(ArgumentError, match="^x0: got"):
+            simulate(lambda x, y: -x, wrong, cloud(2), 0.1, 2)

@@ -24,8 +24,10 @@ class SinkhornDrift(SoftmaxDrift):
     """Barycentres of the entropic couplings OT_τ(q, p) and OT_τ(q, q).
 
     At convergence V is minus the Wasserstein gradient of the Sinkhorn divergence (exactly so with
-    ``velocity="gradient"``, and with either for ½‖x−y‖²) and vanishes only where q = p. After few
-    half-steps it does not see mass that must move between separated modes.
+    ``velocity="gradient"``, and with either for ½‖x−y‖²). It vanishes where q = p; that it does so
+    only there is known under conditions (Proposition 3.7) and for two points, and is false where
+    particles coincide. After few half-steps it does not see mass that must move between separated
+    modes.
 
     Attributes:
         half_steps: A fixed, odd number of half-steps; k sweeps are 2k + 1. By default None:
