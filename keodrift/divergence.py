@@ -40,7 +40,7 @@ def sinkhorn_divergence(
         x_weights: Weights of x, ``(…, N)``; uniform by default.
         y_weights: Weights of y, ``(…, M)``; uniform by default.
         cost: Ground cost; ½‖x−y‖² by default.
-        tol: L1 marginal error of the three couplings; by default 1e-6, and 1e-4 in single precision,
+        tol: L1 marginal error of the three couplings; by default 1e-6, in single precision 1e-4,
             which cannot tell that much. The value is in error by its square alone.
         max_half_steps: Cap on the half-steps of each.
         backend: Engine; picked by default.
