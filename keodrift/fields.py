@@ -158,8 +158,8 @@ class JointRows:
             # A mass of 0 has no logarithm to be differentiated; a denormal one does for it.
             log_mass = log_mass + unit + mass.clamp_min(torch.finfo(mass.dtype).tiny).log()
             means.append(mean)
-        # Beyond any batch, and far from what the product with a length could not hold.
-        most = torch.finfo(means[0].dtype).max ** 0.5
+        # Without extreme weights s⁺s⁻ is at most the root of the numbers of points, multiplied.
+        most = torch.finfo(means[0].dtype).max ** 0.25
         return log_mass.clamp(max=math.log(most)).exp(), means[0], means[1]
 
 

@@ -12,7 +12,7 @@ from tqdm.auto import trange
 
 from keodrift.checks import check_cloud, check_positive
 from keodrift.drifts import Drift
-from keodrift.fields import Field
+from keodrift.fields import Field, saturated
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def simulate(
         with torch.no_grad():
             if isinstance(drift, Drift):
                 field = drift.fit(x, y, start=field if warm_start else None, **options)
-                x = x + step_size * field()
+                x = saturated(x.double() + step_size * field().double(), x.dtype)
                 half_steps += [field.half_steps] if field.couplings else []
             else:
                 x = x + step_size * drift(x, y, **options)

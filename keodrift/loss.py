@@ -71,7 +71,7 @@ def drift_loss(
         total = torch.zeros_like(points)
         for one in drifts:
             v = one(points, y, **inputs)
-            size = (shares * v.float().square().mean(-1)).sum() if normalize else 1.0
+            size = (shares * v.double().square().mean(-1)).sum() if normalize else 1.0
             total += (v / (size + 1e-12) ** 0.5).to(v.dtype) if normalize else v
         target = points + total
     single = torch.promote_types(x.dtype, torch.float32)

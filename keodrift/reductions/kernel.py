@@ -20,7 +20,7 @@ from torch import Tensor
 from keodrift.reductions.frame import Frame
 from keodrift.reductions.precision import in_full_precision
 
-STEEP = 1e15
+STEEP = 1e8
 
 
 class Engine(ABC):
@@ -94,8 +94,8 @@ class GibbsKernel(ABC):
         """How much of a marginal's L1 error the arithmetic on pairs cannot see, ``(…,)``.
 
         Averaged over a coupling exp(f + g − C/τ) a b: roundings of biases and logits, of points
-        (which move a logit by R·√(2c)), and of a sum of M terms. They do not all point one way: a
-        quarter of their sum is twice the most that was seen (benchmarks/fuzz.py).
+        (which move a logit by R·√(2c)), and of a sum of M terms. They do not all point one way:
+        their sum is twice the most that was seen (benchmarks/fuzz.py).
 
         Args:
             a: Weights of the queries, ``(…, N)``.
@@ -112,8 +112,10 @@ class GibbsKernel(ABC):
         x, y = (z.detach().double().square().sum(-1) for z in (frame.x, frame.y))
         squares = _mean(a, x) + _mean(b, y)
         cost = cost.clamp_min(0)
-        terms = cost + spread + (2 * cost * squares).sqrt() + max(a.shape[-1], b.shape[-1]) ** 0.5
-        return ((self.eps * (8 + terms) + self._omitted(squares)) / 4).reshape(self.batch)
+        terms = (
+            cost + spread + (2 * cost * squares).sqrt() + max(a.shape[-1], b.shape[-1]) ** 0.5 / 4
+        )
+        return (self.eps * (8 + terms) + self._omitted(squares)).reshape(self.batch)
 
     def _omitted(self, squares: Tensor) -> Tensor | float:
         """What an engine leaves out of a log-mass beside roundings, by its points' mean squares."""
@@ -168,21 +170,17 @@ class GibbsKernel(ABC):
             return self._without_empty(frame.cost.curvature * away.reshape(frame.x.shape), bias)
         # The log-mass of any cost knows its own gradient: one reduction more, no new formula.
         graph = frame.x.requires_grad
+        # Where 1/τ or τ is so large that its product with a slope may leave single precision.
+        steep = bool(((frame.rate > STEEP) | (frame.rate < 1 / STEEP)).any())
+        dtype = torch.float64 if steep else frame.x.dtype
         with torch.inference_mode(False), torch.enable_grad():
-            kernel: GibbsKernel = self
-            full = self._full(bias)
-            if not graph:
-                # Copies, because tensors made in inference mode cannot enter a graph; and double
-                # where 1/τ is so large that its quotient by a distance may leave single precision.
-                wide = bool((frame.rate > STEEP).any())
-                dtype = torch.float64 if wide else frame.x.dtype
-                x, y, rate = (z.to(dtype, copy=True) for z in (frame.x, frame.y, 1 / frame.tau))
-                copy = replace(frame, x=x.requires_grad_(), y=y, rate=rate)
-                kernel = self.engine.kernel(copy, self.batch)
-                full = full.clone()
-            mass = kernel._log_sum(full, None)
-            (slope,) = torch.autograd.grad(mass.sum(), kernel.frame.x, create_graph=graph)
-        slope = -(frame.tau * frame.scale).to(slope.dtype) * slope
+            # Copies, because tensors made in inference mode cannot enter a graph.
+            x = frame.x.to(dtype) if graph else frame.x.to(dtype, copy=True).requires_grad_()
+            y, rate = frame.y.to(dtype, copy=True), (1 / frame.tau).to(dtype)
+            kernel = self.engine.kernel(replace(frame, x=x, y=y, rate=rate), self.batch)
+            mass = kernel._log_sum(self._full(bias).clone(), None)
+            (slope,) = torch.autograd.grad(mass.sum(), x, create_graph=graph)
+        slope = -frame.tau.to(slope.dtype) * slope
         return self._without_empty(slope.to(frame.x.dtype), bias)
 
     @final

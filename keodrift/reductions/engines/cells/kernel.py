@@ -107,7 +107,7 @@ class CellKernel(GibbsKernel):
         return self._exact._coupling_sum(*arguments)
 
     def _omitted(self, squares: Tensor) -> Tensor | float:
-        return 2 * ACCURACY[self.frame.y.dtype]
+        return ACCURACY[self.frame.y.dtype] / 2
 
     def _sums(self, bias: Tensor, averages: bool) -> Tensor | None:
         """Log-sums or averages of the atoms; None where pairs of points are cheaper."""

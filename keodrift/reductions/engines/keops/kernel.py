@@ -111,9 +111,9 @@ class KeopsKernel(PairKernel):
         return self._tiled._plain_sum(bias, shift, values) if out is None else out
 
     def _omitted(self, squares: Tensor) -> Tensor | float:
-        # Exponents are rounded beside 63 (see `_plain_formula`), half a digit of 64: 16 eps each.
+        # Exponents are rounded beside 63 (see `_plain_formula`), half a digit of 64.
         single = self.frame.y.dtype == torch.float32
-        return 64 * self.eps if single and self.frame.quadratic else 0.0
+        return 16 * self.eps if single and self.frame.quadratic else 0.0
 
     def _coupling_sum(self, *arguments: Any) -> Tensor:
         return self._tiled._coupling_sum(*arguments)
