@@ -120,9 +120,7 @@ def test_a_field_by_class_is_one_field_a_class(backend):
 def test_classes_get_coarse_and_newton_starts_in_one_batch():
     """Mass between modes is what half-steps mend slowly, padded or not."""
     field = DRIFT.fit(X, Y, **LABELS)
-    data = field.couplings[0]
-    assert data.coarse != () or data.half_steps <= 7
-    problem = data.problem
+    problem = field.couplings[0].problem
     slow = Sinkhorn(tol=1e-6).solve(problem, cooled)
     fast = Sinkhorn(tol=1e-6).solve(problem, coarse)
     assert bool(fast.converged.all()) and fast.half_steps < slow.half_steps / 2
@@ -131,7 +129,7 @@ def test_classes_get_coarse_and_newton_starts_in_one_batch():
 def test_a_field_by_class_is_a_start_for_the_next():
     first = DRIFT.fit(X, Y, **LABELS)
     again = DRIFT.fit(X, Y, **LABELS, start=first)
-    assert again.half_steps <= 3 < first.half_steps + 1
+    assert again.half_steps <= 3 < first.half_steps
     moved = X + 0.003 * first()
     warm, cold = DRIFT.fit(moved, Y, **LABELS, start=first), DRIFT.fit(moved, Y, **LABELS)
     torch.testing.assert_close(warm(), cold(), rtol=0, atol=1e-4)

@@ -76,12 +76,10 @@ def exponentials_(logits: Tensor) -> Tensor:
     return logits.clamp_(min=math.log(torch.finfo(logits.dtype).tiny) + 1).exp_()
 
 
-def coupling_weights(
-    logits: Tensor, own: tuple[Tensor, Tensor] | None, rows: slice, columns: slice
-) -> Tensor:
+def coupling_weights(logits: Tensor, own: tuple[Tensor, Tensor] | None, rows: slice) -> Tensor:
     """A = exp(logits), divided by √(1 + A exp(s_i + t_j)) where ``own = (s, t)`` is given."""
     if own is not None:
-        s, t = own[0][:, rows, None], own[1][:, None, columns]
+        s, t = own[0][:, rows, None], own[1][:, None, :]
         logits = logits - torch.nn.functional.softplus(logits + s + t) / 2
     return logits.clamp(max=0).exp()
 

@@ -20,6 +20,8 @@ from torch import Tensor
 from keodrift.reductions.frame import Frame
 from keodrift.reductions.precision import in_full_precision
 
+# Temperatures τ or 1/τ beyond which slopes of a distance are taken in float64: with quotients by
+# distances, single precision would overflow.
 STEEP = 1e8
 
 

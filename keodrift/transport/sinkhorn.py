@@ -26,7 +26,7 @@ from keodrift.transport.anderson import Anderson
 from keodrift.transport.problem import EntropicProblem
 
 FARTHEST = 2.0  # L1 distance of two distributions, at most: the error where nothing can be done
-PATIENCE = 10  # sweeps without progress after which roundings are taken for the reason
+STALLED = 10  # sweeps without progress after which roundings are taken for the reason
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,8 +176,8 @@ class Sinkhorn:
         plain: Tensor | None = None
         value: Tensor | None = None
         floor: Tensor | None = None
-        image, error = g, torch.full_like(b[..., 0], torch.inf)
-        best, stale = error, torch.zeros_like(error)
+        image, best = g, torch.full_like(b[..., 0], torch.inf)
+        error, stale = best if begin.error is None else begin.error, torch.zeros_like(best)
         while half_steps < self.max_half_steps:
             f, half_steps = half_step(kernel, b, g, f), half_steps + 1
             reached = dual(problem, f, g)
@@ -198,7 +198,7 @@ class Sinkhorn:
             error = torch.where(hopeless, FARTHEST, seen + floor)
             better = seen < 0.9 * best
             best, stale = seen.where(better, best), torch.where(better, 0, stale + 1)
-            done = (error <= tol) | ((seen <= floor) & (stale >= PATIENCE)) | hopeless
+            done = (error <= tol) | ((seen <= floor) & (stale >= STALLED)) | hopeless
             if bool(done.all()):
                 break
             # Of a self problem both f and its half-step are potentials; their mean is nearer.

@@ -124,7 +124,7 @@ class DenseKernel(PairKernel):
         parts = []
         for rows in row_blocks(self.block):
             logits = bias[:, None, :] - self.block[:, rows] - shift[:, rows, None]
-            weights = coupling_weights(logits, own, rows, slice(None))
+            weights = coupling_weights(logits, own, rows)
             weights = raise_to(floor, weights, self.frame.mask_self, rows.start)
             parts.append(weights @ values)
         return torch.cat(parts, -2)

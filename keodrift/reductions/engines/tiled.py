@@ -84,7 +84,7 @@ class TiledKernel(PairKernel):
         def verb(logits: Tensor, i: int) -> Tensor:
             rows = slice(i, i + logits.shape[1])
             logits = logits - shift[:, rows, None]
-            weights = coupling_weights(logits, own, rows, slice(None))
+            weights = coupling_weights(logits, own, rows)
             return raise_to(floor, weights, self.frame.mask_self, i) @ values
 
         return self._by_rows(verb, bias, -2)
