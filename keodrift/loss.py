@@ -66,16 +66,16 @@ def drift_loss(
         if scale_features:
             scale, y, inputs = _scaled(x.detach(), y, inputs)
     features = x / scale
+    single = torch.promote_types(x.dtype, torch.float32)
     with torch.no_grad():
         points = features.detach()
-        total = torch.zeros_like(points)
+        total = torch.zeros_like(points, dtype=single)
         for one in drifts:
-            v = one(points, y, **inputs)
+            v = one(points, y, **inputs).to(single)
             size = (shares * v.double().square().mean(-1)).sum() if normalize else 1.0
-            total += (v / (size + 1e-12) ** 0.5).to(v.dtype) if normalize else v
-        target = points + total
-    single = torch.promote_types(x.dtype, torch.float32)
-    apart = (features.to(single) - target.to(single)).square().sum(-1) / 2
+            total += (v / (size + 1e-12) ** 0.5).to(single) if normalize else v
+        target = points.to(single) + total
+    apart = (features.to(single) - target).square().sum(-1) / 2
     return (shares.to(single) * apart).sum()
 
 

@@ -8,6 +8,7 @@ import pytest
 import reference as ref
 import torch
 
+import keodrift as kd
 from keodrift.checks import check_cost
 from keodrift.costs import COSTS, Cost, as_cost, euclidean, half_squared, squared
 from keodrift.errors import ArgumentError, CostError, OptionError
@@ -89,3 +90,15 @@ def test_expressions_without_one_number_a_pair_are_refused(cloud, expression):
         as_cost(expression).pairs(cloud(0, 5, 3), cloud(1, 7, 3))
     assert isinstance(error.value, ArgumentError)
     assert error.value.argument == "cost" and "c(x, y)" in error.value.needs
+
+
+@pytest.mark.parametrize("drift", [kd.OneSidedDrift, kd.TwoSidedDrift, kd.SinkhornDrift])
+@pytest.mark.parametrize("backend", ["dense", "tiled"])
+def test_an_expression_that_is_nan_at_a_single_point_is_refused(cloud, drift, backend):
+    def holed(x, y):
+        return ((x - y) ** 2).sum(-1) + 0 * (9 - y[..., 0]).sqrt()
+
+    x, y = cloud(0, 200, 2), cloud(1, 300, 2)
+    y[37, 0] = 10  # no point at which it is tried
+    with pytest.raises(CostError, match="NaN at some pairs"):
+        drift(0.5, cost=holed, backend=backend)(x, y)

@@ -198,3 +198,17 @@ def test_softmax_fields_are_fields(cloud):
     assert isinstance(field, SoftmaxField) and isinstance(field, Field)
     with pytest.raises(kd.ArgumentError, match="^field: got ClassField"):
         kd.effective_neighbours(DRIFT.fit(X, Y, **LABELS))
+
+
+def test_slopes_of_the_joint_form_hold_under_extreme_weights(cloud):
+    x, y, u, z = cloud(0, 7, 3), cloud(1, 40, 3) + 20, cloud(2, 2, 3), cloud(3, 3, 3)
+    drift = kd.TwoSidedDrift(20.0, form="joint")
+    weights = torch.tensor([1e87, 1e-175], dtype=F64)
+    slopes = []
+    for dtype in (F64, torch.float32):
+        points = z.to(dtype, copy=True).requires_grad_()
+        clouds = x.to(dtype), y.to(dtype)
+        field = drift.fit(*clouds, negatives=u.to(dtype), negative_weights=weights)
+        field(points).sum().backward()
+        slopes.append(points.grad.double())
+    torch.testing.assert_close(slopes[1], slopes[0], rtol=1e-3, atol=1e-6)

@@ -93,3 +93,14 @@ def test_squares_do_not_overflow_half_precision(dtype):
     loss.backward()
     assert loss.dtype == torch.float32 and float(loss) == 160_000
     assert x.grad.dtype == dtype and torch.equal(x.grad, torch.full_like(x, -100.0))
+
+
+def test_a_normalised_particle_without_weight_does_not_overflow_half_precision():
+    # Its field is 4·10⁶ times that of the rest, by whose root mean square it is divided.
+    x = torch.tensor([[0.0], [500.0]], dtype=torch.float16, requires_grad=True)
+    y = torch.tensor([[1e-4], [400.0]], dtype=torch.float16)
+    drift = kd.OneSidedDrift(100.0, mask_self=False)
+    loss = kd.drift_loss(x, y, drift, x_weights=torch.tensor([1.0, 0.0]), normalize=True)
+    loss.backward()
+    assert loss.item() == pytest.approx(0.5, rel=1e-2)
+    assert x.grad.tolist() == [[pytest.approx(-1, rel=1e-2)], [0]]

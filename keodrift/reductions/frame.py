@@ -67,6 +67,11 @@ class Frame:
             cost=self.cost.turned,
         )
 
+    def to(self, dtype: torch.dtype) -> Frame:
+        """The same pairs in another dtype; the queries keep their graph."""
+        x, y, rate = (z.to(dtype) for z in (self.x, self.y, self.rate))
+        return replace(self, x=x, y=y, rate=rate)
+
     def atoms(self, working: Tensor) -> Tensor:
         """Brings averages of working atoms back to the coordinates of the cloud."""
         return self.y_origin + working / self.scale.to(working.dtype)

@@ -17,6 +17,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from keodrift.errors import CostError
 from keodrift.reductions.frame import Frame
 from keodrift.reductions.precision import in_full_precision
 
@@ -136,7 +137,7 @@ class GibbsKernel(ABC):
         Returns:
             ``(…, N)``, float64.
         """
-        found = self._log_sum(self._full(bias), self._near(guess))
+        found = self._defined(self._log_sum(self._full(bias), self._near(guess)))
         return (self.frame.row + found).reshape(*self.batch, -1)
 
     @final
@@ -157,7 +158,7 @@ class GibbsKernel(ABC):
         flat = values
         if flat is not None:
             flat = flat.reshape(len(self.frame.y), -1, flat.shape[-1]).to(self.frame.y.dtype)
-        mean = self._average(self._full(bias), flat, self._near(guess))
+        mean = self._defined(self._average(self._full(bias), flat, self._near(guess)))
         if values is None:
             mean = self.frame.atoms(mean)
         return self._without_empty(mean, bias)
@@ -204,8 +205,15 @@ class GibbsKernel(ABC):
             columns: log c_j, ``(…, M)``.
             missing: How much of its own kernel values a query adds to the columns, ``(…, N)``.
             floor: The least a pair may have, ``(…, 1)``; an excluded pair has 0.
+
+        With a graph they are formed in float64: the quotients of a backward pass by masses that are
+        small would leave single precision.
         """
         frame = self.frame
+        if frame.x.requires_grad and frame.x.dtype != torch.float64:
+            exact = self.engine.kernel(frame.to(torch.float64), self.batch)
+            mass, mean = exact.coupling(bias, shift, columns=columns, missing=missing, floor=floor)
+            return mass, mean.to(frame.x.dtype)
         dtype, shift = frame.y.dtype, shift.reshape(frame.row.shape)
         own: tuple[Tensor, Tensor] | None = None
         if bool((missing > 0).any()):
@@ -218,6 +226,9 @@ class GibbsKernel(ABC):
         values = values * torch.isfinite(bias)[..., None]  # the floor must not revive an atom
         least = floor.reshape(-1, 1, 1).to(dtype) if isinstance(floor, Tensor) else None
         total = self._coupling_sum(bias, guess, values, least, own)
+        if frame.x.requires_grad:  # a row whose pairs have vanished has no slope
+            vanished = total[..., :1] < torch.finfo(dtype).tiny ** 0.5
+            total = torch.where(vanished, total.detach(), total)
         mass = total[..., :1]
         mean = frame.atoms(total[..., 1:] / mass.clamp_min(torch.finfo(mass.dtype).tiny))
         mean = mean.reshape(*self.batch, *mean.shape[-2:])
@@ -241,6 +252,17 @@ class GibbsKernel(ABC):
         return empty if bool(empty.any()) else None
 
     # Helpers.
+
+    def _defined(self, found: Tensor) -> Tensor:
+        """What was found, unless a user's expression is NaN somewhere.
+
+        Raises:
+            CostError: It is.
+        """
+        cost = self.frame.cost
+        if not cost.by_distance and bool(torch.isnan(found).any()):
+            raise CostError("cost", f"'{cost.name}', which is NaN at some pairs", "finite values")
+        return found
 
     def _full(self, bias: Tensor) -> Tensor:
         """The bias with the atoms' linear term, float64 ``(B, M)``."""
