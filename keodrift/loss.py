@@ -33,9 +33,9 @@ def drift_loss(
         normalize: Divides each field by its root mean square, so that every temperature and every
             stage of training moves particles equally far. Off: the field as it is.
         scale_features: Divides coordinates by the factor that makes the mean distance of particles
-            to data and negatives √d, before the drift, in each problem and class by its own; τ is
-            then relative to that scale.
-        **inputs: Weights, negatives, labels, start: as for calling the drift.
+            to data, negatives and other draws of the model √d, before the drift, in each problem
+            and class by its own; τ is then relative to that scale.
+        **inputs: Weights, model, negatives, labels, start: as for calling the drift.
 
     Returns:
         A scalar, in float32 at least: mean over particles by their weights (and over batch axes),
@@ -58,8 +58,9 @@ def drift_loss(
         raise OptionError("drift", repr(drift), "a drift or a non-empty sequence of them")
     check_cloud("x", x)
     check_cloud("y", y, x)
-    if inputs.get("negatives") is not None:
-        check_cloud("negatives", inputs["negatives"], x)
+    for name in ("model", "negatives"):
+        if inputs.get(name) is not None:
+            check_cloud(name, inputs[name], x)
     shares = _shares(x, inputs.get("x_weights"))
     scale: Tensor | float = 1.0
     with torch.no_grad():
@@ -87,20 +88,20 @@ def _shares(x: Tensor, weights: Tensor | None) -> Tensor:
 
 def _scaled(x: Tensor, y: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """The scale of each particle, and data and inputs divided by that of their problem or class."""
-    u, labels = inputs.get("negatives"), inputs.get("x_labels")
+    labels, inputs = inputs.get("x_labels"), dict(inputs)
+    others = [name for name in ("model", "negatives") if inputs.get(name) is not None]
     if labels is None:
-        scale = feature_scale(x, y, u).to(x.dtype)[..., None, None]
-        rest = {} if u is None else {"negatives": u / scale}
-        return scale, y / scale, {**inputs, **rest}
-    own, classes = inputs["y_labels"], torch.unique(labels)
-    if u is not None and inputs.get("negative_labels") is None:  # shared: once for each class
-        weights, inputs = inputs.get("negative_weights"), dict(inputs)
+        scale = feature_scale(x, y, *(inputs[name] for name in others)).to(x.dtype)[..., None, None]
+        return scale, y / scale, inputs | {name: inputs[name] / scale for name in others}
+    classes = torch.unique(labels)
+    if "negatives" in others and inputs.get("negative_labels") is None:  # once for each class
+        u, weights = inputs["negatives"], inputs.get("negative_weights")
         inputs["negative_labels"] = classes.repeat_interleave(len(u))
-        inputs["negatives"] = u = u.repeat(len(classes), 1)
+        inputs["negatives"] = u.repeat(len(classes), 1)
         if weights is not None:
             inputs["negative_weights"] = weights.repeat(len(classes))
-    clouds = [(x, labels), (y, own)]
-    clouds += [] if u is None else [(u, inputs["negative_labels"])]
+    clouds = [(x, labels), (y, inputs["y_labels"])]
+    clouds += [(inputs[name], inputs[f"{name.removesuffix('s')}_labels"]) for name in others]
     scales = [z.new_ones(len(z), 1) for z, _ in clouds]
     for k in classes:
         parts = [z[of == k] for z, of in clouds]
@@ -108,19 +109,17 @@ def _scaled(x: Tensor, y: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, Tenso
             found = feature_scale(*parts).to(x.dtype)
             for scale, (_, of) in zip(scales, clouds, strict=True):
                 scale[of == k] = found
-    rest = {} if u is None else {"negatives": u / scales[2]}
-    return scales[0], y / scales[1], {**inputs, **rest}
+    first, second, *rest = ((z / s, s) for (z, _), s in zip(clouds, scales, strict=True))
+    return first[1], second[0], inputs | dict(zip(others, (z for z, _ in rest), strict=True))
 
 
-def feature_scale(
-    x: Tensor, y: Tensor, negatives: Tensor | None = None, *, points: int = 2048
-) -> Tensor:
-    """Factor S for which the mean distance of particles to the others, divided by S, is √d.
+def feature_scale(x: Tensor, y: Tensor, *others: Tensor, points: int = 2048) -> Tensor:
+    """Factor S for which the mean distance of particles to all others, divided by S, is √d.
 
     Args:
         x: Particles, ``(…, N, d)``.
         y: Data, ``(…, M, d)``.
-        negatives: Points that repel beside the particles, ``(…, U, d)``, if there are any.
+        *others: What repels beside the particles, or in their place, ``(…, U, d)`` each.
         points: The mean runs over at most so many points of each cloud, evenly picked.
 
     Returns:
@@ -131,10 +130,10 @@ def feature_scale(
         >>> feature_scale(torch.zeros(1, 4), torch.full((1, 4), 3.0)).item()
         3.0
     """
-    others = [z.detach().double() for z in (y, negatives) if z is not None and z.numel()]
+    clouds = [z.detach().double() for z in (y, *others) if z.numel()]
     few = x.detach().double()
-    count = sum(z.shape[-2] for z in others)
-    total = sum(z.shape[-2] * mean_cost(few, z, euclidean, points) for z in others)
+    count = sum(z.shape[-2] for z in clouds)
+    total = sum(z.shape[-2] * mean_cost(few, z, euclidean, points) for z in clouds)
     scale = torch.as_tensor(total) / (count * math.sqrt(x.shape[-1]))
     return torch.where(scale > 0, scale, 1.0)
 

@@ -90,7 +90,7 @@ def normalised(weights: Tensor | None, points: Tensor) -> Tensor:
 
 @dataclass
 class Problem:
-    """Clouds and weights: particles x (a), data y (b), model cloud z = [x; u] (c)."""
+    """Clouds and weights: particles x (a), data y (b), model cloud z = [x; u] or [x′; u] (c)."""
 
     x: Tensor
     y: Tensor
@@ -101,6 +101,8 @@ class Problem:
     cost: str
     tau: float
     mask: bool
+    own: bool  # whether z begins with the particles themselves
+    drawn: int  # how many points of z are no extra negatives
 
 
 def count(weights: Tensor) -> Tensor:
@@ -108,17 +110,32 @@ def count(weights: Tensor) -> Tensor:
     return (weights > 0).sum(-1, keepdim=True).double()
 
 
-def problem(x, y, tau, *, cost="half_squared", mask=False, a=None, b=None, u=None, w=None):
-    """A particle counts a_i, an extra negative w/N: w is relative to one of N equal particles."""
+def problem(
+    x,
+    y,
+    tau,
+    *,
+    cost="half_squared",
+    mask=False,
+    a=None,
+    b=None,
+    u=None,
+    w=None,
+    model=None,
+    m=None,
+):
+    """A model point counts c_i, an extra negative w/K: w is relative to one of K equal ones."""
     x, y = x.double(), y.double()
     a, b = normalised(a, x), normalised(b, y)
-    z, c = x, a
+    z, c = (x, a) if model is None else (model.double(), normalised(m, model))
+    drawn = z.shape[-2]
     if u is not None:
         w = torch.ones(u.shape[:-1]) if w is None else w
-        z = torch.cat([x, u.double()], -2)
-        c = torch.cat([a, w.double() / count(a)], -1)
+        c = torch.cat([c, w.double() / count(c)], -1)
+        z = torch.cat([z, u.double()], -2)
         c = c / c.sum(-1, keepdim=True)
-    return Problem(x, y, z, a, b, c, cost, tau, mask)
+    own = model is None
+    return Problem(x, y, z, a, b, c, cost, tau, mask and own, own, drawn)
 
 
 @dataclass
@@ -195,7 +212,8 @@ def joint(p: Problem, velocity="barycentric", floor: float | None = None) -> Fie
     """Algorithm 2 of Deng et al.: every point counts as many times as its weight says."""
     data, model = _columns(p, (p.a * count(p.a)).log())
     b = (p.b * count(p.b)).log()
-    c = (p.c / p.c[..., : p.x.shape[-2]].sum(-1, keepdim=True) * count(p.a)).log()
+    drawn = p.c[..., : p.drawn]
+    c = (p.c / drawn.sum(-1, keepdim=True) * count(drawn)).log()
     return Field(p, b - data / 2, c - model / 2, velocity, (b, c), floor or 0.0)
 
 
@@ -248,7 +266,7 @@ def sinkhorn(p: Problem, t: int | None = None, velocity="barycentric") -> Field:
     data = log_kernel(p.x, p.y, p.cost, p.tau)
     model = log_kernel(p.x, p.z, p.cost, p.tau, p.mask)
     if t is None:
-        own = p.z.shape == p.x.shape and not p.mask and p.cost != "lopsided"
+        own = p.own and p.z.shape == p.x.shape and not p.mask and p.cost != "lopsided"
         g = converged(data, p.a, p.b)
         h = symmetric(model, p.a) if own else converged(model, p.a, p.c)
     else:

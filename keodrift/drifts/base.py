@@ -41,10 +41,13 @@ class Drift(ABC):
         *,
         x_weights: Tensor | None = None,
         y_weights: Tensor | None = None,
+        model: Tensor | None = None,
+        model_weights: Tensor | None = None,
         negatives: Tensor | None = None,
         negative_weights: Tensor | None = None,
         x_labels: Tensor | None = None,
         y_labels: Tensor | None = None,
+        model_labels: Tensor | None = None,
         negative_labels: Tensor | None = None,
         start: Field | None = None,
     ) -> Field:
@@ -55,12 +58,18 @@ class Drift(ABC):
             y: Data, ``(…, M, d)``.
             x_weights: Weights of the particles, ``(…, N)``; uniform by default.
             y_weights: Weights of the data, ``(…, M)``; uniform by default.
-            negatives: Points that repel but do not move, ``(…, U, d)``.
-            negative_weights: Their weights relative to one generated particle, ``(…, U)``; 1 by
+            model: Other draws of the model, ``(…, K, d)``, which repel in the particles' place. By
+                default the particles repel each other: each one also itself, which their data
+                never do, so that the field of a batch points inward on average. With as many
+                independent draws as data it is 0 on average at q = p, whatever the batch.
+            model_weights: Their weights, ``(…, K)``; uniform by default.
+            negatives: Points that repel beside them, ``(…, U, d)``.
+            negative_weights: Their weights relative to one draw of the model, ``(…, U)``; 1 by
                 default.
             x_labels: Integer class of each particle, ``(N,)``. With labels every class is a
                 problem of its own; sizes may differ.
             y_labels: Class of each data point, ``(M,)``.
+            model_labels: Class of each model point, ``(K,)``.
             negative_labels: Class of each negative, ``(U,)``; without, all classes share them.
             start: A field fitted before on nearly the same clouds, whose potentials are carried
                 over where there are any; cheaper, and the same to the tolerance of the solve.
@@ -71,32 +80,41 @@ class Drift(ABC):
         Raises:
             ArgumentError: An input is not what it should be; see `keodrift.errors`.
         """
+        refuse_orphans("model", model, model_weights=model_weights, model_labels=model_labels)
         refuse_orphans(
-            negatives, negative_weights=negative_weights, negative_labels=negative_labels
+            "negatives",
+            negatives,
+            negative_weights=negative_weights,
+            negative_labels=negative_labels,
         )
         particles = Cloud.checked("x", x, x_weights, x_labels, x)
         data = Cloud.checked("y", y, y_weights, y_labels, x)
-        extra = None
-        if negatives is not None:
-            extra = Cloud.checked("negatives", negatives, negative_weights, negative_labels, x)
-        labelled = any(labels is not None for labels in (x_labels, y_labels, negative_labels))
+        drawn, extra = (
+            None if points is None else Cloud.checked(name, points, weights, labels, x)
+            for name, points, weights, labels in (
+                ("model", model, model_weights, model_labels),
+                ("negatives", negatives, negative_weights, negative_labels),
+            )
+        )
+        clouds = [cloud for cloud in (particles, data, drawn, extra) if cloud is not None]
+        labelled = any(cloud.labels is not None for cloud in clouds)
         if start is not None:
             if not isinstance(start, Field):
                 raise OptionError("start", type(start).__name__, "a field fitted before")
             if not labelled and isinstance(start, ClassField):
                 raise OptionError("start", "a field by class", "one fitted without labels")
             checks.check_cloud("start", start.particles, particles.points)
-        clouds = [cloud.points for cloud in (particles, data, extra) if cloud is not None]
-        recipe = self._tried_on(*clouds)
+        recipe = self._tried_on(*(cloud.points for cloud in clouds))
+        inputs = (particles, data, drawn, extra)
         with torch.no_grad():
             if not labelled:
-                return recipe._fit(Clouds.of(particles, data, extra, x.dtype), start)
+                return recipe._fit(Clouds.of(*inputs, dtype=x.dtype), start)
             d, device = x.shape[-1], x.device.type
 
             def together(n: int, m: int, problems: int) -> bool:
                 return recipe._together(n, m, d, problems, device)
 
-            return fit_by_class(recipe._fit, together, particles, data, extra, x.dtype, start)
+            return fit_by_class(recipe._fit, together, *inputs, dtype=x.dtype, start=start)
 
     @abstractmethod
     def _fit(self, clouds: Clouds, start: Field | None) -> Field:

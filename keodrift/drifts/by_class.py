@@ -113,45 +113,56 @@ def fit_by_class(
     together: Together,
     x: Cloud,
     y: Cloud,
+    model: Cloud | None,
     negatives: Cloud | None,
+    *,
     dtype: torch.dtype,
     start: Field | None,
 ) -> ClassField:
-    """One field a class of the particles; data of a class without particles is left out.
+    """One field a class of the particles; what else has a class without particles is left out.
 
     Raises:
-        ShapeError: Labels are missing for a cloud, a class of particles has no data, or negatives
-            belong to a class without particles.
+        ShapeError: Labels are missing for a cloud, a class of particles has no data or no model
+            points, or negatives belong to a class without particles.
         OptionError: ``start`` was fitted without labels.
     """
-    if negatives is not None and negatives.labels is None:
-        negatives = _for_every_class(negatives, torch.unique(_labels(x)))
-    clouds = [cloud for cloud in (x, y, negatives) if cloud is not None]
     if start is not None and not isinstance(start, ClassField):
         raise OptionError("start", "a field without labels", "one fitted with labels")
-    labels = [_labels(cloud) for cloud in clouds]
-    classes = torch.unique(labels[0]).tolist()
-    members = [[_members(each, k) for k in classes] for each in labels]
-    strangers = set(labels[2].tolist()) - set(classes) if negatives is not None else set()
+    labels = _labels(x)
+    classes = torch.unique(labels).tolist()
+    if negatives is not None:
+        if negatives.labels is None:
+            negatives = _for_every_class(negatives, torch.unique(labels))
+        _refuse_strangers(negatives, classes)
+    clouds = {"x": x, "y": y, "model": model, "negatives": negatives}
+    given = {name: cloud for name, cloud in clouds.items() if cloud is not None}
+    members = {name: [_members(_labels(c), k) for k in classes] for name, c in given.items()}
+    for name in members.keys() - {"x", "negatives"}:
+        empty = [k for k, own in zip(classes, members[name], strict=True) if len(own) == 0]
+        if empty:
+            what = {"y": "data", "model": "model points"}[name]
+            needs = f"{what} for every class of x"
+            raise ShapeError(f"{name}_labels", f"no {what} for the classes {empty}", needs)
+    width = {name: max(map(len, own)) for name, own in members.items()}
+    repels = width.get("model", width["x"]) + width.get("negatives", 0)
+    before = {} if start is None else {part.classes: part.field for part in start.parts}
+    alone = [[k] for k in range(len(classes))]
+    as_one = together(width["x"], max(width["y"], repels), len(classes))
+    parts = []
+    for batch in [range(len(classes))] if as_one else alone:
+        where = {name: _padded([own[k] for k in batch]) for name, own in members.items()}
+        pieces = {name: cloud.part(*where[name]) for name, cloud in given.items()}
+        names = tuple(classes[k] for k in batch)
+        field = fit(Clouds.of(**pieces, dtype=dtype), before.get(names))
+        parts.append(Part(names, *where["x"], field))
+    return ClassField(x.points, tuple(parts))
+
+
+def _refuse_strangers(negatives: Cloud, classes: list[int]) -> None:
+    strangers = set(_labels(negatives).tolist()) - set(classes)
     if strangers:
         needs = "classes that particles have, or no labels: then all classes share the negatives"
         raise ShapeError("negative_labels", f"the classes {sorted(strangers)}", needs)
-    empty = [k for k, of_y in zip(classes, members[1], strict=True) if len(of_y) == 0]
-    if empty:
-        got = f"no data for the classes {empty}"
-        raise ShapeError("y_labels", got, "data for every class of x")
-    n, *others = (max(map(len, each)) for each in members)
-    m = max(others[0], n + sum(others[1:]))
-    before = {} if start is None else {part.classes: part.field for part in start.parts}
-    alone = [[k] for k in range(len(classes))]
-    parts = []
-    for batch in [range(len(classes))] if together(n, m, len(classes)) else alone:
-        padded = [_padded([each[k] for k in batch]) for each in members]
-        pieces = [cloud.part(*where) for cloud, where in zip(clouds, padded, strict=True)]
-        inputs = Clouds.of(pieces[0], pieces[1], pieces[2] if negatives else None, dtype)
-        names = tuple(classes[k] for k in batch)
-        parts.append(Part(names, *padded[0], fit(inputs, before.get(names))))
-    return ClassField(x.points, tuple(parts))
 
 
 def _for_every_class(cloud: Cloud, classes: Tensor) -> Cloud:

@@ -60,10 +60,12 @@ class Clouds:
     Attributes:
         x: Particles, ``(…, N, d)``.
         y: Data, ``(…, M, d)``.
-        z: Model cloud, particles then extra negatives, ``(…, N + U, d)``.
+        z: Model cloud, what repels: model points, then extra negatives, ``(…, K + U, d)``.
         a: Weights of x.
         b: Weights of y.
-        c: Weights of z; a particle and an extra negative of weight 1 count the same.
+        c: Weights of z; a model point and an extra negative of weight 1 count the same.
+        model_points: K, how many of z are draws of the model.
+        repels_itself: Whether those are the particles themselves, or other draws.
         dtype: What the drift is returned in.
     """
 
@@ -73,27 +75,44 @@ class Clouds:
     a: Tensor
     b: Tensor
     c: Tensor
+    model_points: int
+    repels_itself: bool
     dtype: torch.dtype
 
     @staticmethod
-    def of(x: Cloud, y: Cloud, negatives: Cloud | None, dtype: torch.dtype) -> Clouds:
-        """Puts the clouds together.
+    def of(
+        x: Cloud,
+        y: Cloud,
+        model: Cloud | None = None,
+        negatives: Cloud | None = None,
+        *,
+        dtype: torch.dtype,
+    ) -> Clouds:
+        """Puts the clouds together; without a model cloud the particles repel each other.
 
         Raises:
-            WeightsError: All particles or all data of a problem have weight 0.
+            WeightsError: All points of a cloud of a problem have weight 0.
         """
         a, b = x.shares, y.shares
-        z, c = x.points, a
+        z, c = (x.points, a) if model is None else (model.points, model.shares)
+        drawn = z.shape[-2]
         if negatives is not None:
             z = torch.cat([z, negatives.points], -2)
-            c = torch.cat([a, negatives.weights / count(a)], -1)
+            c = torch.cat([c, negatives.weights / count(c)], -1)
             c = c / c.sum(-1, keepdim=True)
-        return Clouds(x.points, y.points, z, a, b, c, dtype)
+        return Clouds(x.points, y.points, z, a, b, c, drawn, model is None, dtype)
 
     @property
     def has_negatives(self) -> bool:
-        """Whether the model cloud holds more than the particles."""
-        return self.z.shape[-2] > self.x.shape[-2]
+        """Whether the model cloud holds more than draws of the model."""
+        return self.z.shape[-2] > self.model_points
+
+    @property
+    def multiplicities(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights of x, y and z in units of one point: a uniform cloud counts its points."""
+        drawn = self.c[..., : self.model_points]
+        c = self.c / drawn.sum(-1, keepdim=True) * count(drawn)
+        return self.a * count(self.a), self.b * count(self.b), c
 
 
 def count(weights: Tensor) -> Tensor:
@@ -101,9 +120,9 @@ def count(weights: Tensor) -> Tensor:
     return (weights > 0).sum(-1, keepdim=True).to(weights.dtype)
 
 
-def refuse_orphans(negatives: Tensor | None, **extras: Tensor | None) -> None:
-    """Refuses weights or labels of negatives that are not there."""
+def refuse_orphans(argument: str, points: Tensor | None, **extras: Tensor | None) -> None:
+    """Refuses weights or labels of a cloud that is not there."""
     for name, extra in extras.items():
-        if negatives is None and extra is not None:
-            what = name.removeprefix("negative_")
-            raise ShapeError(name, f"{what} without points", "the negatives they are for")
+        if points is None and extra is not None:
+            what = name.rpartition("_")[2]
+            raise ShapeError(name, f"{what} without points", f"the {argument} they are for")

@@ -75,17 +75,18 @@ class SinkhornDrift(SoftmaxDrift):
 
     def _fit(self, clouds: Clouds, start: Field | None) -> SoftmaxField:
         x, a, how = clouds.x, clouds.a, (self.cost, self.tau, self.backend)
-        # Extra negatives or a mask break the symmetry of the self problem.
-        symmetric = bool(self.cost.symmetric) and not (clouds.has_negatives or self.mask_self)
+        masked = self.masks(clouds)
+        # Other draws, extra negatives or a mask break the symmetry of the self problem.
+        symmetric = bool(self.cost.symmetric) and clouds.repels_itself
+        symmetric = symmetric and not (clouds.has_negatives or masked)
         problems = (
             EntropicProblem(x, clouds.y, a, clouds.b, *how),
-            EntropicProblem(
-                x, clouds.z, a, clouds.c, *how, masked=self.mask_self, symmetric=symmetric
-            ),
+            EntropicProblem(x, clouds.z, a, clouds.c, *how, masked=masked, symmetric=symmetric),
         )
         starts = [coarse, coarse]
         if isinstance(start, SoftmaxField) and start.couplings:
-            moved = max(displacement(start.particles, x), displacement(start.data.points, clouds.y))
+            before = (start.particles, start.data.points, start.model.points)
+            moved = max(map(displacement, before, (x, clouds.y, clouds.z)))
             starts = [Carried(before, moved) for before in start.couplings]
         solver = self.solver
         field = self._of(clouds, tuple(map(solver.couple, problems, starts)))

@@ -11,7 +11,7 @@ from torch import Tensor
 from keodrift import checks
 from keodrift.costs import as_cost
 from keodrift.drifts.base import Drift
-from keodrift.drifts.clouds import Clouds, count
+from keodrift.drifts.clouds import Clouds
 from keodrift.errors import OptionError
 from keodrift.fields import Field, FlooredField, JointRows, Side, SoftmaxField
 from keodrift.reductions import Engine, GibbsKernel, check_backend, choose_backend, gibbs_kernel
@@ -26,7 +26,8 @@ class SoftmaxDrift(Drift):
             data; large: only the means.
         cost: Ground cost: ``"half_squared"`` (½‖x−y‖², default: τ is a variance),
             ``"squared"``, ``"euclidean"``, a `Cost`, or an expression ``c(x, y)``.
-        mask_self: Excludes each particle from its own repulsion.
+        mask_self: Excludes each particle from its own repulsion; nothing is excluded where other
+            draws repel (``model=``).
         velocity: ``"barycentric"`` (T(z) − z, the papers' choice) or ``"gradient"``
             (−Σ softmax ∇C; the same for ½‖x−y‖², unit vectors for ‖x−y‖).
         backend: ``"auto"`` picks the engine; `choose_backend` tells which and why.
@@ -70,8 +71,12 @@ class SoftmaxDrift(Drift):
         x, z, how = clouds.x, clouds.z, (self.cost, self.tau)
         return (
             gibbs_kernel(x, clouds.y, *how, backend=self.backend),
-            gibbs_kernel(x, z, *how, mask_self=self.mask_self, backend=self.backend),
+            gibbs_kernel(x, z, *how, mask_self=self.masks(clouds), backend=self.backend),
         )
+
+    def masks(self, clouds: Clouds) -> bool:
+        """Whether pairs i = i are excluded: other draws of the model are no particle's own."""
+        return self.mask_self and clouds.repels_itself
 
     def field(
         self,
@@ -87,7 +92,7 @@ class SoftmaxDrift(Drift):
             self.side(clouds.y, data),
             self.side(clouds.z, model),
             velocity=self.velocity,
-            mask_self=self.mask_self,
+            mask_self=self.masks(clouds),
             dtype=clouds.dtype,
             **extra,
         )
@@ -158,12 +163,10 @@ class TwoSidedDrift(SoftmaxDrift):
             b, c = clouds.b.log(), clouds.c.log()
             return self.field(clouds, b - data / 2, c - model / 2, kernels=kernels)
         # Multiplicities instead of weights: a uniform cloud counts its points, as the papers do.
-        particles, n = clouds.x.shape[-2], count(clouds.a)
-        data, model = _log_columns(kernels, (clouds.a * n).log())
-        b = (clouds.b * count(clouds.b)).log()
-        c = (clouds.c / clouds.c[..., :particles].sum(-1, keepdim=True) * n).log()
-        biases = b - data / 2, c - model / 2
-        rows = JointRows(b, c, clouds.a * n, self.floor or 0.0)
+        a, b, c = clouds.multiplicities
+        data, model = _log_columns(kernels, a.log())
+        biases = b.log() - data / 2, c.log() - model / 2
+        rows = JointRows(b.log(), c.log(), a, self.floor or 0.0)
         if self.floor is None:
             return self.field(clouds, *biases, masses=rows, kernels=kernels)
         return self.field(clouds, *biases, kind=FlooredField, rows=rows, kernels=kernels)
