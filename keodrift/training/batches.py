@@ -18,11 +18,16 @@ class Batch:
         inputs: Arguments of the network: noise, and classes if it takes them.
         data: Real samples ``(M, d)``.
         options: Keyword arguments of the drift: labels, weights, negatives.
+        model_inputs: Arguments of the network for other draws, which repel in the samples' place
+            and have no gradient; none by default.
+        balanced: Whether noise and data cover their laws more evenly than independent draws do.
     """
 
     inputs: tuple[Tensor, ...]
     data: Tensor
     options: Mapping[str, Any] = field(default_factory=dict)
+    model_inputs: tuple[Tensor, ...] = ()
+    balanced: bool = False
 
 
 # Any function of a random generator. A source that holds more state than that generator brings

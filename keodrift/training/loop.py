@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -204,7 +205,12 @@ class Trainer:
         """One step; its loss and the norm of its gradient."""
         state = self.state
         state.network.train()
-        loss = self.objective(self._samples(state.network, batch), batch)
+        x = self._samples(state.network, batch.inputs)
+        if batch.model_inputs:
+            with torch.no_grad():
+                drawn = self._samples(state.network, batch.model_inputs)
+            batch = replace(batch, options={**batch.options, "model": drawn})
+        loss = self.objective(x, batch)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         bound = math.inf if self.clip is None else self.clip
@@ -216,18 +222,18 @@ class Trainer:
         state.step += 1
         return loss.detach(), gradient
 
-    def _samples(self, network: nn.Module, batch: Batch) -> Tensor:
+    def _samples(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         if self.precision == "full":
-            return network(*batch.inputs)
+            return network(*inputs)
         weights = next(network.parameters())
         with torch.autocast(weights.device.type, torch.bfloat16):
-            return network(*batch.inputs).to(weights.dtype)
+            return network(*inputs).to(weights.dtype)
 
     @torch.no_grad()
     def _check_average(self, batch: Batch) -> None:
         """Tells a divergence from a mistake of ``evaluate``, which sees such samples next."""
         self.average.eval()
-        check_samples(self._samples(self.average, batch))
+        check_samples(self._samples(self.average, batch.inputs))
 
     @torch.no_grad()
     def _row(self, loss: Tensor, gradient: Tensor, evaluates: bool) -> dict[str, float]:

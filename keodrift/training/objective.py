@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from keodrift.checks import check_cloud
+from keodrift.checks import check_choice, check_cloud
 from keodrift.drifts import Drift
 from keodrift.errors import DivergedError, NonFiniteError, OptionError
 from keodrift.loss import drift_loss
 from keodrift.training.batches import Batch
+from keodrift.training.negatives import NEGATIVES, crossed, masked, refuse_masks
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,15 @@ class Objective:
         drifts: A drift, or several (temperatures), whose fields are added; any ``(x, y) → V``.
         normalize: Divides each field by its root mean square; see `keodrift.drift_loss`.
         scale_features: Gives τ relative to the mean distance between samples and data.
+        negatives: Who repels the samples. ``"self"``: they do, each also itself unless the drift
+            masks it; every batch then pulls inward, small ones more. ``"masked"``: they do, none
+            itself. ``"fresh"``: other draws of the network, as many as data, which the batch has
+            inputs for (`Batch.model_inputs`); no pull on average once the model is the data.
+            ``"crossed"``: each half of the samples repels the other, as unbiased, without another
+            pass through the network, and noisier.
 
     Raises:
-        OptionError: No drift was given, or an option is not True or False.
+        OptionError: No drift was given, or an option is none of its values.
 
     Source: Deng et al., "Generative Modeling via Drifting", arXiv 2602.04770, the drifting loss.
 
@@ -41,6 +48,7 @@ class Objective:
     _: KW_ONLY
     normalize: bool = False
     scale_features: bool = False
+    negatives: str = "self"
     _solves: list[tuple[int, list[Tensor]]] = field(
         default_factory=list, init=False, repr=False, compare=False
     )
@@ -52,6 +60,9 @@ class Objective:
             raise OptionError(
                 "drifts", repr(self.drifts), "a drift or a non-empty sequence of them"
             )
+        check_choice("negatives", self.negatives, NEGATIVES)
+        if self.negatives == "masked":
+            drifts = tuple(masked(drift) for drift in drifts)
         object.__setattr__(self, "drifts", drifts)
         for name, value in (
             ("normalize", self.normalize),
@@ -65,19 +76,36 @@ class Objective:
 
         Raises:
             DivergedError: The samples are not finite.
-            ArgumentError: The batch is not what the drift needs.
+            ArgumentError: The batch is not what the drift or the negatives need.
         """
         check_samples(x)
+        self.check(batch)
         self._solves.clear()
         drifts: Any = self.drifts
+        options = batch.options
         return drift_loss(
             x,
             batch.data,
             [self._watched(drift) for drift in drifts],
             normalize=self.normalize,
             scale_features=self.scale_features,
-            **batch.options,
+            **(crossed(x, batch.data, options) if self.negatives == "crossed" else options),
         )
+
+    def check(self, batch: Batch) -> None:
+        """Refuses a batch that does not fit the negatives.
+
+        Raises:
+            OptionError: Fresh negatives have no inputs, others have, or a mask meets balanced
+                noise.
+        """
+        drawn = bool(batch.model_inputs) or "model" in batch.options
+        if drawn != (self.negatives == "fresh"):
+            got = f"{self.negatives!r} for a batch with{'' if drawn else 'out'} model_inputs"
+            raise OptionError("negatives", got, "'fresh' for batches with them, and for no others")
+        if batch.balanced and self.negatives in ("self", "masked"):
+            drifts: Any = self.drifts
+            refuse_masks(drifts)
 
     def report(self) -> dict[str, float]:
         """What the solves of the last call say of themselves; nothing where nothing was solved.
