@@ -18,11 +18,13 @@ class Batch:
         inputs: Arguments of the network: noise, and classes if it takes them.
         data: Real samples ``(M, d)``.
         options: Keyword arguments of the drift: labels, weights, negatives.
+        balanced: Whether noise and data cover their laws more evenly than independent draws do.
     """
 
     inputs: tuple[Tensor, ...]
     data: Tensor
     options: Mapping[str, Any] = field(default_factory=dict)
+    balanced: bool = False
 
 
 # Any function of a random generator. A source that holds more state than that generator brings
