@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from keodrift.checks import check_labels, check_positive
 from keodrift.errors import ArgumentError, OptionError
+from keodrift.sampling import balanced_normal
 
 
 @contextmanager
@@ -184,13 +185,17 @@ class ConditionalMLP(nn.Module):
         return self.body(torch.cat(parts, dim=-1))
 
 
-def draw_noise(network: nn.Module, n: int, generator: torch.Generator) -> Tensor:
+def draw_noise(
+    network: nn.Module, n: int, generator: torch.Generator, *, balanced: bool = False
+) -> Tensor:
     """Standard normal noise of the width that a network expects.
 
     Args:
         network: A module with an attribute ``noise_dim``.
         n: How many rows.
         generator: The only source of randomness; decides the device too.
+        balanced: Rows that cover the normal law evenly together (`balanced_normal`) in place of
+            independent ones.
 
     Returns:
         ``(n, noise_dim)``, float32.
@@ -206,6 +211,8 @@ def draw_noise(network: nn.Module, n: int, generator: torch.Generator) -> Tensor
     width = getattr(network, "noise_dim", None)
     if not isinstance(width, int):
         raise ArgumentError("network", type(network).__name__, "an attribute noise_dim")
+    if balanced:
+        return balanced_normal(n, width, generator)
     return torch.randn(n, width, generator=generator, device=generator.device, dtype=torch.float32)
 
 

@@ -23,6 +23,7 @@ ROWS = [
     ["divergence", "loss", "flow", "temperature", "gaussians"],
     ["metrics"],
     ["plots"],
+    ["sampling"],
     ["data", "networks"],
     ["training"],
     ["tasks"],

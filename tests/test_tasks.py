@@ -7,12 +7,13 @@ import pytest
 import torch
 
 import keodrift as kd
-from keodrift.data import get_target, sample_target
+from keodrift.data import get_target, load_digits_latents, sample_target
 from keodrift.errors import ArgumentError, OptionError
 from keodrift.metrics import wasserstein_squared
 from keodrift.networks import MLP, ConditionalMLP, sample
-from keodrift.tasks import PlanarTask, target_batches
+from keodrift.tasks import PlanarTask, latent_batches, target_batches
 from keodrift.training import Objective, Trainer
+from keodrift.training.state import Stateful
 
 EIGHT = get_target("eight_gaussians")
 
@@ -91,3 +92,81 @@ def test_the_judge_says_what_it_draws(tmp_path):
 def test_refusals_name_the_argument(argument, number):
     with pytest.raises(ArgumentError, match=f"^{argument}: got {number}"):
         PlanarTask(EIGHT, **{argument: number})
+
+
+def test_balanced_planar_batches_cover_noise_and_data():
+    task = PlanarTask(EIGHT, batch=256, balanced=True)
+    source, generator = task.batches(MLP()), seeded()
+    for _ in range(3):
+        batch = source(generator)
+        (noise,) = batch.inputs
+        assert batch.balanced and not batch.options
+        assert ((noise > 0).sum(0) == 128).all()
+        modes = torch.bincount(EIGHT.nearest_mode(batch.data), minlength=8)
+        assert (modes - 32).abs().max() <= 3
+        assert (batch.data - EIGHT.modes[EIGHT.nearest_mode(batch.data)]).norm(dim=1).max() < 0.4
+
+
+def test_balanced_conditional_batches_cover_the_noise_of_every_class():
+    batch = target_batches(conditional(), EIGHT, 512, balanced=True)(seeded())
+    noise, labels = batch.inputs
+    assert torch.equal(labels, EIGHT.nearest_mode(batch.data))
+    assert batch.options["x_labels"] is labels and batch.options["y_labels"] is labels
+    for c in range(8):
+        mine = noise[labels == c]
+        assert ((mine > 0).sum(0) - len(mine) / 2).abs().max() <= 2
+
+
+def test_balanced_latents_come_once_an_epoch_and_equally_many_of_a_class():
+    latents = load_digits_latents(12)
+    source, generator = latent_batches(ConditionalMLP(dim=12), latents, 16, balanced=True), seeded()
+    sizes = torch.bincount(latents.train_labels)
+    batches = [source(generator) for _ in range(int(sizes.min()) // 16)]
+    for batch in batches:
+        noise, labels = batch.inputs
+        assert batch.balanced
+        assert torch.equal(labels, torch.arange(10).repeat_interleave(16))
+        assert torch.equal(batch.options["x_labels"], labels)
+        assert torch.equal(batch.options["y_labels"], labels)
+        assert ((noise.unflatten(0, (10, 16)) > 0).sum(1) == 8).all()
+    known = dict(
+        zip(map(tuple, latents.train.tolist()), latents.train_labels.tolist(), strict=True)
+    )
+    drawn = [tuple(row) for batch in batches for row in batch.data.tolist()]
+    assert [known[row] for row in drawn] == [int(c) for b in batches for c in b.inputs[1]]
+    # Images that are equal in the data may be drawn as often as they are there.
+    assert len(set(drawn)) >= len(drawn) - (len(latents.train) - len(known))
+    with pytest.raises(OptionError, match="^per_class: got 0"):
+        latent_batches(ConditionalMLP(dim=12), latents, 0)
+
+
+@pytest.mark.parametrize("kind", ["planar", "conditional", "latents"])
+def test_balanced_runs_resume_bit_for_bit(tmp_path, kind):
+    def run(folder, steps: int, *, balanced: bool = True) -> Trainer:
+        network = {
+            "planar": MLP(width=16),
+            "conditional": conditional(),
+            "latents": ConditionalMLP(dim=6, width=16),
+        }[kind]
+        if kind == "latents":
+            # Ten steps of sixteen end an epoch of some 130.
+            batches = latent_batches(network, load_digits_latents(6), 16, balanced=balanced)
+        else:
+            batches = target_batches(network, EIGHT, 64, balanced=balanced)
+        assert isinstance(batches, Stateful) == balanced
+        optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+        objective = Objective(kd.OneSidedDrift(0.5))
+        trainer = Trainer(network, batches, objective, optimizer, seeded(), folder=folder)
+        trainer.run(steps, resume=True)
+        return trainer
+
+    straight = run(tmp_path / "a", 10)
+    run(tmp_path / "b", 5)
+    resumed = run(tmp_path / "b", 10)
+    for one, two in zip(
+        straight.state.network.parameters(), resumed.state.network.parameters(), strict=True
+    ):
+        assert torch.equal(one, two)
+    assert torch.equal(straight.state.generator.get_state(), resumed.state.generator.get_state())
+    with pytest.raises(ArgumentError, match="^resume: got .*batches"):
+        run(tmp_path / "b", 11, balanced=False)

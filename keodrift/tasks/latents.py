@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from keodrift.checks import check_positive
 from keodrift.data import Latents
 from keodrift.networks import draw_noise
+from keodrift.sampling import Systematic, neighbour_order
+from keodrift.tasks.balanced import BalancedBatches
 from keodrift.training import Batch, BatchSource
 
 
-def latent_batches(network: nn.Module, latents: Latents, per_class: int) -> BatchSource:
+def latent_batches(
+    network: nn.Module, latents: Latents, per_class: int, *, balanced: bool = False
+) -> BatchSource:
     """Labelled latents and as many noise vectors of every class: one problem a class.
 
     Args:
         network: A conditional network; its ``noise_dim`` is read.
         latents: Where the data come from.
         per_class: Points of each class a step, on either side.
+        balanced: Noise and data that cover each class evenly (`BalancedBatches`): its latents are
+            drawn along an order of neighbours, each once before any comes again. Otherwise all
+            draws are independent.
+
+    Raises:
+        OptionError: ``per_class`` is not a positive integer.
 
     Example:
         >>> from keodrift.data import load_digits_latents
@@ -25,6 +36,9 @@ def latent_batches(network: nn.Module, latents: Latents, per_class: int) -> Batc
         >>> draw(torch.Generator().manual_seed(0)).data.shape
         torch.Size([40, 6])
     """
+    check_positive("per_class", per_class, integer=True)
+    if balanced:
+        return _balanced(network, latents, per_class)
 
     def draw(generator: torch.Generator) -> Batch:
         data, labels = (part.to(generator.device) for part in latents.draw(per_class, generator))
@@ -32,3 +46,15 @@ def latent_batches(network: nn.Module, latents: Latents, per_class: int) -> Batc
         return Batch((noise, labels), data, {"x_labels": labels, "y_labels": labels})
 
     return draw
+
+
+def _balanced(network: nn.Module, latents: Latents, per_class: int) -> BalancedBatches:
+    members = [torch.nonzero(latents.train_labels == c).squeeze(-1) for c in range(latents.classes)]
+    samplers = [Systematic(index[neighbour_order(latents.train[index])]) for index in members]
+
+    def draw_data(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        chosen = torch.cat([sampler.draw(per_class, generator) for sampler in samplers])
+        data, labels = latents.train[chosen], latents.train_labels[chosen]
+        return data.to(generator.device), labels.to(generator.device)
+
+    return BalancedBatches(network, draw_data, samplers)

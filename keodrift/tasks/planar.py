@@ -19,10 +19,14 @@ from keodrift.errors import OptionError
 from keodrift.files import atomic_path
 from keodrift.metrics import mode_coverage, wasserstein_squared
 from keodrift.networks import ConditionalMLP, draw_noise, sample
+from keodrift.sampling import Pool
+from keodrift.tasks.balanced import BalancedBatches
 from keodrift.training import Batch, BatchSource
 
 
-def target_batches(network: nn.Module, target: Target, size: int) -> BatchSource:
+def target_batches(
+    network: nn.Module, target: Target, size: int, *, balanced: bool = False
+) -> BatchSource:
     """Fresh points of a 2D target and as many fresh noise vectors, every step.
 
     Args:
@@ -30,6 +34,8 @@ def target_batches(network: nn.Module, target: Target, size: int) -> BatchSource
             as its class, and every class is a problem of its own.
         target: What it should learn.
         size: Points a step.
+        balanced: Noise and data that cover their laws evenly (`BalancedBatches`), the data out of
+            a `Pool`. Otherwise all draws are independent.
 
     Raises:
         OptionError: ``size`` is not a positive integer, or a conditional network has not one
@@ -48,6 +54,8 @@ def target_batches(network: nn.Module, target: Target, size: int) -> BatchSource
     if classes not in (None, modes):
         needs = f"one class a mode; {target.name} has {modes} modes"
         raise OptionError("network", f"{classes} classes", needs)
+    if balanced:
+        return _balanced(network, target, size, conditional=classes is not None)
 
     def draw(generator: torch.Generator) -> Batch:
         noise = draw_noise(network, size, generator)
@@ -60,6 +68,18 @@ def target_batches(network: nn.Module, target: Target, size: int) -> BatchSource
     return draw
 
 
+def _balanced(
+    network: nn.Module, target: Target, size: int, *, conditional: bool
+) -> BalancedBatches:
+    pool = Pool(target.sample)
+
+    def draw_data(generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        data = pool.draw(size, generator)
+        return data, target.nearest_mode(data) if conditional else None
+
+    return BalancedBatches(network, draw_data, [pool])
+
+
 @dataclass(frozen=True)
 class PlanarTask:
     """A 2D target to learn, and the judge of what was learned.
@@ -67,6 +87,7 @@ class PlanarTask:
     Attributes:
         target: The target.
         batch: Points a training step.
+        balanced: Train on batches that cover noise and target evenly; see `target_batches`.
         evaluate_samples: Points whose exact W₂² judges a network; its cost grows like their cube.
         seed: Of the judge: its real points and its noise are the same at every look.
         device: Where the points live.
@@ -85,6 +106,7 @@ class PlanarTask:
     target: Target
     _: KW_ONLY
     batch: int = 1024
+    balanced: bool = False
     evaluate_samples: int = 1000
     seed: int = 0
     device: torch.device | str = "cpu"
@@ -96,7 +118,7 @@ class PlanarTask:
 
     def batches(self, network: nn.Module) -> BatchSource:
         """What trains a network; see `target_batches`."""
-        return target_batches(network, self.target, self.batch)
+        return target_batches(network, self.target, self.batch, balanced=self.balanced)
 
     def sample(self, network: nn.Module) -> Tensor:
         """Samples of a network, ``(evaluate_samples, 2)``, from the same noise at every call."""

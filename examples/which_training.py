@@ -1,0 +1,366 @@
+"""Which training of a one-step network wins? python examples/which_training.py
+
+Who repels (the samples themselves, masked, fresh draws, crossed halves) × how batches are drawn
+(independent, balanced) × how the coupling is found (20 sweeps, converged, relaxed) × batch size ×
+temperature × seeds, on eight Gaussians, the checkerboard, and two and eight modes whose masses the
+network has learned wrong before. Judged by points between modes, mass in the wrong mode, W₂²,
+variance ratio and 1-NN two-sample accuracy, each beside real against real.
+
+    python examples/which_training.py targets=[eight_gaussians] batches=[256] seeds=[0]
+    python examples/which_training.py quick=true
+
+Every cell is kept in output/cells; run again, the script does what is missing. Figure, table and
+numbers land in output.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import keodrift as kd
+from keodrift.data import Target, get_target
+from keodrift.files import atomic_path, write_json
+from keodrift.metrics import (
+    mode_coverage,
+    nearest_neighbour_test,
+    variance_ratio,
+    wasserstein_squared,
+)
+from keodrift.networks import MLP, sample
+from keodrift.plots import new_figure, save_figure
+from keodrift.settings import run_script
+from keodrift.studies import Row, Study, markdown_table, run_missing, run_study
+from keodrift.tasks import target_batches
+from keodrift.temperature import reach_for_gaps
+from keodrift.training import Objective, Trainer
+
+NEGATIVES = ["self", "masked", "fresh", "crossed"]
+TARGETS = ["eight_gaussians", "checkerboard", "two_modes, wrong", "eight_gaussians, wrong"]
+SOLVES = ["20 sweeps", "converged", "relaxed"]
+SETTINGS = {
+    "targets": TARGETS,
+    "negatives": NEGATIVES,
+    "draws": ["independent", "balanced"],
+    "solves": SOLVES,
+    "batches": [64, 256, 1024, 4096, 16384],
+    "taus": [0.1, 0.01],  # of exp(−‖x−y‖²/τ)
+    "seeds": [0, 1, 2, 3, 4],
+    "samples": 384_000,  # points a run sees, in all: large batches make fewer steps
+    "least_steps": 300,  # but no fewer than these
+    "looks": 5,  # at a training
+    "judged": 2000,  # points of the network
+    "limit": 0,  # cells to do now, at most; 0 for all
+    "workers": 2,
+    "output": "outputs/which_training",
+}
+QUICK = {
+    "targets": ["eight_gaussians", "two_modes, wrong"],
+    "batches": [64],
+    "taus": [0.1],
+    "seeds": [0],
+    "samples": 640,
+    "least_steps": 5,
+    "looks": 1,
+    "judged": 200,
+}
+WRONG = {2: 0.9, 8: 0.65}  # share of the first mode that the network has learned
+
+
+@dataclass(frozen=True)
+class Cell:
+    target: str
+    negatives: str
+    draw: str
+    solve: str
+    batch: int
+    tau: float
+    seed: int
+    steps: int
+    looks: int
+    judged: int
+
+    @property
+    def name(self) -> str:
+        words = (self.target, self.negatives, self.draw, self.solve)
+        name = "-".join(words).replace(", ", "_").replace(" ", "_")
+        return f"{name}-n{self.batch}-tau{self.tau:g}-{self.steps}-seed{self.seed}.json"
+
+
+def drift_of(cell: Cell, data: Tensor) -> kd.SinkhornDrift:
+    how = {"tau": cell.tau, "cost": "squared"}
+    if cell.solve == "20 sweeps":
+        return kd.SinkhornDrift(**how, half_steps=41)
+    if cell.solve == "relaxed":
+        return kd.SinkhornDrift(**how, reach=reach_for_gaps(data, cost="squared"))
+    return kd.SinkhornDrift(**how)
+
+
+def judge(points: Tensor, real: Tensor, target: Target) -> Row:
+    row: Row = {
+        "w2_squared": wasserstein_squared(points, real, cap=len(real)),
+        "variance_ratio": variance_ratio(points, real),
+        "nearest_neighbour": nearest_neighbour_test(points, real),
+    }
+    if target.modes is not None:
+        row["stray"] = mode_coverage(points, target.modes, target.mode_radius).stray
+        share = torch.bincount(target.nearest_mode(points), minlength=len(target.modes))
+        row["wrong"] = float((share / len(points) - 1 / len(target.modes)).abs().sum() / 2)
+    return row
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def network_of(seed: int) -> MLP:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return MLP(width=128, hidden=3)
+
+
+def trained(network: MLP, target: Target, cell: Cell, random: torch.Generator, look=None) -> Trainer:
+    batches = target_batches(
+        network,
+        target,
+        cell.batch,
+        negatives=cell.negatives,
+        balanced=cell.draw == "balanced",
+    )
+    drift = drift_of(cell, target.sample(2000, seeded(99)))
+    trainer = Trainer(
+        network,
+        batches,
+        Objective(drift, negatives=cell.negatives),
+        torch.optim.Adam(network.parameters(), lr=1e-3),
+        random,
+        ema=0.98,
+        evaluate=look,
+        evaluate_every=max(1, cell.steps // cell.looks),
+        log_every=cell.steps,
+    )
+    trainer.run(cell.steps)
+    return trainer
+
+
+def uneven(target: Target) -> Target:
+    """The same modes with most of the mass on the first."""
+    modes = target.modes
+    first = WRONG[len(modes)]
+    masses = torch.tensor([first] + [(1 - first) / (len(modes) - 1)] * (len(modes) - 1))
+
+    def draw(n: int, random: torch.Generator) -> Tensor:
+        pool = target.sample(16 * len(modes) * n, random)
+        mode = target.nearest_mode(pool)
+        wanted = torch.bincount(
+            torch.multinomial(masses, n, replacement=True, generator=random), minlength=len(modes)
+        )
+        return torch.cat([pool[mode == k][:count] for k, count in enumerate(wanted.tolist())])
+
+    return Target(target.name, draw, modes, target.mode_radius)
+
+
+def beginning(spec: tuple[str, int, int], path: Path) -> None:
+    """A network that has learned the wrong masses, the same for all trainings of a seed."""
+    name, seed, steps = spec
+    cell = Cell(name, "fresh", "independent", "converged", 256, 0.1, seed, steps, 1, 0)
+    network = network_of(seed)
+    average = trained(network, uneven(get_target(name)), cell, seeded(seed)).average
+    with atomic_path(path) as draft:
+        torch.save(average.state_dict(), draft)
+
+
+def start_of(name: str, seed: int, steps: int) -> str:
+    return f"start-{name}-{steps}-seed{seed}.pt"
+
+
+def train(cell: Cell, path: Path) -> None:
+    name, _, wrong = cell.target.partition(", ")
+    target, network = get_target(name), network_of(cell.seed)
+    if wrong:
+        start = start_of(name, cell.seed, cell.steps if cell.steps < 300 else 1500)
+        network.load_state_dict(torch.load(path.with_name(start)))
+    real, other = (target.sample(cell.judged, seeded(1000 + k)) for k in range(2))
+
+    def look(model: torch.nn.Module) -> Row:
+        return judge(sample(model, cell.judged, seeded(2000)), real, target)
+
+    before = look(network) if wrong else None
+    trainer = trained(network, target, cell, seeded(cell.seed), look)
+    looks = [row for row in trainer.history if "w2_squared" in row]
+    row = asdict(cell) | {"before": before, "looks": looks, "floor": judge(other, real, target)}
+    write_json(path, row)
+
+
+@dataclass(frozen=True)
+class WhichTraining(Study[Cell]):
+    config: dict
+    title: str = "Which training of a one-step network wins"
+
+    def cells(self) -> dict[str, Cell]:
+        """All runs, those of the middle batch and temperature first, seed by seed."""
+        config = self.config
+        problems = sorted(
+            itertools.product(config.batches, config.taus),
+            key=lambda p: (p[1] != config.taus[0], abs(p[0] - 400)),
+        )
+        cells = {}
+        for (batch, tau), seed in itertools.product(problems, config.seeds):
+            steps = max(config.least_steps, config.samples // batch)
+            for kind in itertools.product(
+                config.targets, config.negatives, config.draws, config.solves
+            ):
+                target, negatives, draw, solve = kind
+                if negatives == "masked" and draw == "balanced":
+                    continue  # is refused: it expands
+                shape = (batch, tau, seed, steps, config.looks, config.judged)
+                cell = Cell(target, negatives, draw, solve, *shape)
+                cells[cell.name] = cell
+        return cells
+
+    @staticmethod
+    def work(cell: Cell, path: Path) -> None:
+        train(cell, path)
+
+    def table(self, rows: list[Row]) -> str:
+        return table_of(means_of(rows))
+
+    def draw(self, rows: list[Row], folder: Path, stem: Path) -> None:
+        means = means_of(rows)
+        if means:
+            save_figure(figure_of(means), stem.with_suffix(".png"))
+
+
+KEYS = ("stray", "wrong", "w2_squared", "variance_ratio", "nearest_neighbour")
+
+
+def means_of(rows: list[Row]) -> list[Row]:
+    """One row a training: means over seeds at the end, W₂² at equal time too."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        key = tuple(row[k] for k in ("target", "batch", "tau", "negatives", "draw", "solve"))
+        groups.setdefault(key, []).append(row)
+    shortest = {}
+    for (target, batch, tau, *_), runs in groups.items():
+        seconds = statistics.fmean(run["looks"][-1]["seconds"] for run in runs)
+        shortest[target, batch, tau] = min(shortest.get((target, batch, tau), seconds), seconds)
+    means = []
+    for key, runs in groups.items():
+        target, batch, tau, negatives, draw, solve = key
+        ends = [run["looks"][-1] for run in runs]
+        mean: Row = {
+            "target": target,
+            "batch": batch,
+            "tau": tau,
+            "negatives": negatives,
+            "draw": draw,
+            "solve": solve,
+            "runs": len(runs),
+            "steps": runs[0]["steps"],
+            "seconds": statistics.fmean(end["seconds"] for end in ends),
+            "in time": statistics.fmean(
+                in_time(run["looks"], shortest[key[:3]])["w2_squared"] for run in runs
+            ),
+            "w2_std": statistics.stdev(e["w2_squared"] for e in ends) if len(ends) > 1 else 0.0,
+        }
+        for name in KEYS:
+            if name in ends[0]:
+                mean[name] = statistics.fmean(end[name] for end in ends)
+                mean[f"{name}_floor"] = statistics.fmean(run["floor"][name] for run in runs)
+        means.append(mean)
+    return means
+
+
+def in_time(looks: Sequence[Row], seconds: float) -> Row:
+    """The last look within a time, or the first."""
+    return ([look for look in looks if look["seconds"] <= 1.02 * seconds] or looks[:1])[-1]
+
+
+def table_of(means: list[Row]) -> str:
+    lines = []
+    for row in means:
+        numbers = [
+            f"{row[k]:.3f} ({row[f'{k}_floor']:.3f})" if k in row else "" for k in KEYS
+        ]
+        numbers[2] = f"{row['w2_squared']:.4f} ± {row['w2_std']:.4f} ({row['w2_squared_floor']:.4f})"
+        lines.append(
+            (
+                row["target"],
+                row["batch"],
+                f"{row['tau']:g}",
+                row["negatives"],
+                row["draw"],
+                row["solve"],
+                row["runs"],
+                *numbers,
+                f"{row['in time']:.4f}",
+                f"{row['seconds']:.0f}",
+            )
+        )
+    header = (
+        "target|batch:|τ:|negatives|batches|coupling|runs:|stray (real):|wrong mass:|W₂²:|"
+        "variance ratio:|1-NN:|W₂² in the shortest time:|seconds:"
+    )
+    return markdown_table(header, lines)
+
+
+def figure_of(means: list[Row]):
+    """Every training as a bar, one column a target, one row a quantity."""
+    batch, tau = means[0]["batch"], means[0]["tau"]
+    mine = [row for row in means if (row["batch"], row["tau"]) == (batch, tau)]
+    targets = list(dict.fromkeys(row["target"] for row in mine))
+    shown = {"stray": "points between modes", "wrong": "mass in the wrong mode"}
+    shown |= {"w2_squared": "$W_2^2$", "nearest_neighbour": "1-NN accuracy"}
+    kinds = list(dict.fromkeys((r["negatives"], r["draw"], r["solve"]) for r in mine))
+    figure, axes = new_figure(4 * len(targets), 2.6 * len(shown) + 1.5, len(shown), len(targets))
+    for i, (key, word) in enumerate(shown.items()):
+        for j, target in enumerate(targets):
+            panel = axes[i, j]
+            found = {
+                (r["negatives"], r["draw"], r["solve"]): r for r in mine if r["target"] == target
+            }
+            bars = [(k, kind, found[kind]) for k, kind in enumerate(kinds) if key in found.get(kind, {})]
+            for k, kind, row in bars:
+                color = f"C{SOLVES.index(kind[2])}"
+                hatch = None if kind[1] == "balanced" else "///"
+                panel.bar(k, row[key], color=color, hatch=hatch, edgecolor="white", lw=0)
+            if bars:
+                panel.axhline(bars[0][2][f"{key}_floor"], color="0.3", ls=":")
+            panel.set_xticks(range(len(kinds)), [kind[0] for kind in kinds], rotation=90, fontsize=6)
+            panel.set_ylabel(word)
+            if i == 0:
+                panel.set_title(target, fontsize="medium")
+    words = "blue: 20 sweeps, orange: converged, green: relaxed; hatched: independent batches"
+    figure.suptitle(f"Batch {batch}, τ = {tau:g}: lower is better, dotted is real against real ({words})")
+    return figure
+
+
+def main(config) -> None:
+    folder = Path(config.output)
+    study = WhichTraining(config)
+    starts = {}
+    for cell in study.cells().values():
+        name, _, wrong = cell.target.partition(", ")
+        if wrong:
+            steps = cell.steps if cell.steps < 300 else 1500
+            starts[folder / "cells" / start_of(name, cell.seed, steps)] = (name, cell.seed, steps)
+    run_missing(beginning, starts, name="beginnings", workers=config.workers)
+    report = run_study(
+        study,
+        folder / "which_training",
+        folder / "cells",
+        workers=config.workers,
+        limit=config.limit or None,
+    )
+    print(report.page)
+
+
+if __name__ == "__main__":
+    choices = {"targets": TARGETS, "negatives": NEGATIVES, "solves": SOLVES}
+    run_script(main, SETTINGS, quick=QUICK, choices=choices)
