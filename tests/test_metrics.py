@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import pytest
@@ -9,15 +10,19 @@ import torch
 
 from keodrift.errors import ArgumentError, NonFiniteError, ShapeError
 from keodrift.metrics import (
+    class_nearest_neighbour_test,
+    class_variance_ratio,
     class_wasserstein_squared,
     energy_distance,
     median_distance,
     mmd_squared,
     mode_coverage,
+    nearest_neighbour_test,
     subsample,
+    variance_ratio,
     wasserstein_squared,
 )
-from keodrift.reductions import distances
+from keodrift.reductions import distances, nearest
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -68,6 +73,14 @@ def test_coverage_counts_nearest_modes_within_the_radius():
     assert got.masses.tolist() == [0.5, 0.25, 0.0]
     assert got.stray == pytest.approx(0.25)
     assert got.covered == 2
+    assert got.wrong_mass == pytest.approx((1 / 3 + 0 + 1 / 3) / 2)
+
+
+def test_wrong_mass_is_of_what_lies_near_a_mode():
+    modes = torch.tensor([[-1.0], [1.0]])
+    even, one, none = ([[-1.0], [1.0], [9.0]], [[1.0], [1.0], [9.0]], [[9.0]])
+    found = [mode_coverage(torch.tensor(x), modes, 0.5).wrong_mass for x in (even, one, none)]
+    assert found == [0.0, 0.5, 1.0]
 
 
 def test_class_w2_keeps_classes_apart():
@@ -97,6 +110,8 @@ def test_refusals_name_the_argument():
         median_distance,
         mmd_squared,
         energy_distance,
+        variance_ratio,
+        nearest_neighbour_test,
         partial(mode_coverage, radius=1.0),
     ],
 )
@@ -163,3 +178,131 @@ def test_modes_far_from_the_origin_are_counted_as_near_it():
     near, far = (mode_coverage(x + shift, modes + shift, 0.5) for shift in (0, 8192))
     assert near.covered == far.covered == 30 and far.stray == 0
     assert torch.equal(near.masses, far.masses)
+
+
+@pytest.mark.parametrize("d", [1, 2, 7])
+def test_variance_ratio_is_its_definition(cloud, d):
+    x, y = cloud(0, 30, d) * 0.7 + 3, cloud(1, 50, d)
+
+    def trace(points):
+        return sum(float(((c - c.sum() / len(c)) ** 2).sum()) / (len(c) - 1) for c in points.mT)
+
+    expected = trace(x) / trace(y)
+    assert variance_ratio(x, y) == pytest.approx(expected, rel=1e-12)
+    assert variance_ratio(x, x) == 1 and variance_ratio(y / 2, y) == pytest.approx(0.25, rel=1e-12)
+    far = (x.float() + 2**12, y.float() + 2**12)  # what float32 leaves of the points is exact
+    assert variance_ratio(*far) == pytest.approx(trace(far[0].double()) / trace(far[1].double()))
+    turn = torch.linalg.qr(cloud(2, d, d))[0]
+    assert variance_ratio(x @ turn, y @ turn + 5) == pytest.approx(expected, rel=1e-12)
+
+
+def test_points_that_coincide_have_no_variance_at_all():
+    x, point = torch.tensor([[0.0], [1.0]]), torch.full((1000, 1), 0.1)
+    assert variance_ratio(point, x) == 0
+    assert variance_ratio(x, point) == math.inf
+    assert math.isnan(variance_ratio(point, point))
+
+
+def accuracy(x, y):
+    """The nearest other point of the pooled clouds, one by one; ties between clouds are halves."""
+    points = [(tuple(p), cloud) for cloud, part in enumerate((x, y)) for p in part.tolist()]
+    right = 0.0
+    for i, (p, mine) in enumerate(points):
+        others = [(math.dist(p, q), c) for j, (q, c) in enumerate(points) if j != i]
+        owners = {c for distance, c in others if distance == min(others)[0]}
+        right += (mine in owners) / len(owners)
+    return right / len(points)
+
+
+@pytest.mark.parametrize("d", [1, 2, 7])
+@pytest.mark.parametrize("block", [4, 400, 1 << 22])
+def test_nearest_neighbours_are_its_definition(monkeypatch, cloud, d, block):
+    monkeypatch.setattr(distances, "BLOCK", block)
+    x, y = cloud(0, 40, d) * 0.8, cloud(1, 40, d)
+    assert nearest_neighbour_test(x, y) == nearest_neighbour_test(y, x) == accuracy(x, y)
+    grid = [(z * 1.5).round() for z in (x, y)]  # duplicates within and across, and many ties
+    assert nearest_neighbour_test(*grid) == pytest.approx(accuracy(*grid), abs=1e-12)
+    turn = torch.linalg.qr(cloud(2, d, d))[0]
+    assert nearest_neighbour_test(x @ turn + 3, y @ turn + 3) == accuracy(x, y)
+
+
+def test_nearest_leaves_out_the_point_itself(monkeypatch, cloud):
+    x = cloud(0, 30, 3)
+    x[7] = x[3]
+    pairs = (x[:, None] - x[None]).square().sum(-1).sqrt()
+    pairs[range(30), range(30)] = torch.inf
+    for block in (4, 400, 1 << 22):  # one row at a time, several, all
+        monkeypatch.setattr(distances, "BLOCK", block)
+        for exact, error in ((True, 1e-14), (False, 1e-7)):
+            distance, index = nearest(x, x, exact=exact, mask_self=True)
+            assert (distance - pairs.min(1).values).abs().max() <= error
+            assert torch.equal(index, pairs.argmin(1))
+    assert nearest(x[:1], x[:1], mask_self=True)[0] == torch.inf
+
+
+def test_nearest_neighbours_of_one_law_score_a_half():
+    x, y = torch.randn(2, 2000, 3, generator=seeded()).unbind()
+    error = 0.5 / math.sqrt(4000)
+    assert abs(nearest_neighbour_test(x, y) - 0.5) < 3 * error
+    assert nearest_neighbour_test(0.7 * x, y) > 0.5 + 5 * error
+    assert nearest_neighbour_test(x + 100, y) == 1
+    huge = 2.0**100  # a power of two: float32 keeps its digits, but not the squares
+    assert nearest_neighbour_test(huge * x, huge * y) == nearest_neighbour_test(x, y)
+    assert variance_ratio(huge * x, huge * y) == variance_ratio(x, y)
+
+
+def test_in_high_dimension_only_the_variance_sees_a_shrunken_cloud():
+    x, y = torch.randn(2, 500, 64, generator=seeded()).unbind()
+    assert abs(nearest_neighbour_test(0.6 * x, y) - 0.5) < 0.03
+    assert variance_ratio(0.6 * x, y) == pytest.approx(0.36, rel=0.02)
+    assert wasserstein_squared(0.6 * x, y) < 0.8 * wasserstein_squared(x, y)
+
+
+def test_duplicates_across_and_within_clouds():
+    x = torch.randn(50, 2, generator=seeded())
+    order = torch.randperm(50, generator=seeded(1))
+    assert nearest_neighbour_test(x, x[order]) == 0  # every copy gives its point away
+    atoms = torch.tensor([[0.0], [1.0], [5.0]]).repeat(4, 1)
+    assert nearest_neighbour_test(atoms, atoms) == 0.5  # nobody can tell
+    assert nearest_neighbour_test(torch.zeros(4, 1), torch.ones(4, 1)) == 1
+    # Collapsed on one of two atoms: that atom's points are of either cloud, the other's of one.
+    assert nearest_neighbour_test(atoms[:1].expand(8, 1), atoms[:2].repeat(4, 1)) == 0.625
+
+
+def test_the_larger_cloud_is_subsampled_to_the_smaller_and_both_to_the_cap():
+    x, y = (torch.randn(n, 2, generator=seeded(n)) for n in (60, 200))
+    assert nearest_neighbour_test(x, y) == accuracy(x, subsample(y, 60))
+    assert nearest_neighbour_test(y, x, cap=9) == accuracy(subsample(y, 9), subsample(x, 9))
+    random = seeded(4)
+    expected = accuracy(subsample(x, 9, random), subsample(y, 9, random))
+    assert nearest_neighbour_test(x, y, cap=9, generator=seeded(4)) == expected
+
+
+def test_measures_of_spread_class_by_class():
+    labels = torch.arange(90) % 3
+    x, y = torch.randn(2, 90, 2, generator=seeded()).unbind()
+    parts = {k: (x[labels == k], y[labels == k]) for k in range(3)}
+    one = {k: variance_ratio(*pair) for k, pair in parts.items()}
+    two = {k: nearest_neighbour_test(*pair, cap=20) for k, pair in parts.items()}
+    assert class_variance_ratio(x, labels, y, labels) == one
+    assert class_nearest_neighbour_test(x, labels, y, labels, cap=20) == two
+    few = torch.tensor([0, 0, 1])
+    for metric in (class_variance_ratio, class_nearest_neighbour_test):
+        with pytest.raises(ArgumentError, match="^y_labels: got 1 sample of class 1, needs 2"):
+            metric(x[:4], torch.tensor([0, 0, 1, 1]), y[:3], few)
+        with pytest.raises(ArgumentError, match="^x_labels: got 1 sample of class 1, needs 2"):
+            metric(x[:3], few, y[:4], torch.tensor([0, 0, 1, 1]))
+        with pytest.raises(ShapeError, match="^y_labels"):
+            metric(x[:3], few, y[:4], few)
+
+
+@pytest.mark.parametrize("metric", [variance_ratio, nearest_neighbour_test])
+def test_measures_of_spread_need_two_points_of_one_dimension(metric):
+    x = torch.zeros(3, 2)
+    for bad in (x[:1], x[:0], x[:, :1], x[0]):
+        with pytest.raises(ShapeError, match="^y: got .*M ≥ 2"):
+            metric(x, bad)
+    with pytest.raises(ShapeError, match="^x: got .*N ≥ 2"):
+        metric(x[:1], x)
+    with pytest.raises(ArgumentError, match="^cap: got 1"):
+        nearest_neighbour_test(x, x, cap=1)

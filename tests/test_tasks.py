@@ -9,7 +9,12 @@ import torch
 import keodrift as kd
 from keodrift.data import get_target, load_digits_latents, sample_target
 from keodrift.errors import ArgumentError, OptionError
-from keodrift.metrics import wasserstein_squared
+from keodrift.metrics import (
+    mode_coverage,
+    nearest_neighbour_test,
+    variance_ratio,
+    wasserstein_squared,
+)
 from keodrift.networks import MLP, ConditionalMLP, sample
 from keodrift.tasks import PlanarTask, latent_batches, target_batches
 from keodrift.training import Objective, Trainer
@@ -75,16 +80,25 @@ def test_the_judge_says_what_it_draws(tmp_path):
     task, network = PlanarTask(EIGHT, evaluate_samples=50), MLP()
     history = [{"step": 1, "loss": 1.0}, {"step": 2, "w2_squared": 3.0}]
     result = task.judge(network, history, tmp_path)
-    assert result.keys() == {"w2_squared", "w2_squared_floor", "modes", "covered", "stray"}
+    scores = ("w2_squared", "variance_ratio", "nearest_neighbour", "wrong_mass")
+    floors = [f"{name}_floor" for name in scores]
+    assert result.keys() == {*scores, *floors, "modes", "covered", "stray"}
     assert result["w2_squared"] == task.evaluate(network)["w2_squared"]
     with np.load(tmp_path / "samples.npz") as stored:
         generated, real = (torch.from_numpy(stored[name]) for name in ("generated", "real"))
-    assert result["w2_squared"] == wasserstein_squared(generated, real)
+    random = seeded(1)
+    assert torch.equal(real, EIGHT.sample(50, random))
+    for end, points in (("", generated), ("_floor", EIGHT.sample(50, random))):
+        assert result[f"w2_squared{end}"] == wasserstein_squared(points, real)
+        assert result[f"variance_ratio{end}"] == variance_ratio(points, real)
+        assert result[f"nearest_neighbour{end}"] == nearest_neighbour_test(points, real)
+        coverage = mode_coverage(points, EIGHT.modes, EIGHT.mode_radius)
+        assert result[f"wrong_mass{end}"] == coverage.wrong_mass
     assert {path.name for path in tmp_path.iterdir()} == {
         "curves.png", "samples.png", "samples.npz",
     }  # fmt: skip
     plain = PlanarTask(get_target("spiral"), evaluate_samples=50)
-    assert plain.judge(network, history, tmp_path).keys() == {"w2_squared", "w2_squared_floor"}
+    assert plain.judge(network, history, tmp_path).keys() == {*scores[:3], *floors[:3]}
 
 
 @pytest.mark.parametrize("argument", ["batch", "evaluate_samples"])
@@ -155,7 +169,7 @@ def test_balanced_runs_resume_bit_for_bit(tmp_path, kind):
             batches = target_batches(network, EIGHT, 64, balanced=balanced)
         assert isinstance(batches, Stateful) == balanced
         optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
-        objective = Objective(kd.OneSidedDrift(0.5))
+        objective = Objective(kd.OneSidedDrift(0.5, mask_self=False))
         trainer = Trainer(network, batches, objective, optimizer, seeded(), folder=folder)
         trainer.run(steps, resume=True)
         return trainer
@@ -170,3 +184,9 @@ def test_balanced_runs_resume_bit_for_bit(tmp_path, kind):
     assert torch.equal(straight.state.generator.get_state(), resumed.state.generator.get_state())
     with pytest.raises(ArgumentError, match="^resume: got .*batches"):
         run(tmp_path / "b", 11, balanced=False)
+
+
+def test_one_point_judges_nothing():
+    with pytest.raises(OptionError, match="^evaluate_samples: got 1"):
+        PlanarTask(EIGHT, evaluate_samples=1)
+    assert PlanarTask(EIGHT, batch=1, evaluate_samples=2).batch == 1

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from keodrift.costs import Cost
-from keodrift.reductions.blocks import pair_costs
+from keodrift.reductions.blocks import exclude_self, pair_costs
 from keodrift.reductions.precision import full_precision
 
 BLOCK = 1 << 22  # pairs held at a time
@@ -41,18 +41,24 @@ def median_distance(points: Tensor) -> float:
     return float(torch.pdist(points.double()).median())
 
 
-def nearest(points: Tensor, samples: Tensor, *, exact: bool = True) -> tuple[Tensor, Tensor]:
+def nearest(
+    points: Tensor, samples: Tensor, *, exact: bool = True, mask_self: bool = False
+) -> tuple[Tensor, Tensor]:
     """Distance to the nearest of ``samples (K, d)`` and its index, ``(N,)`` both.
 
     Args:
         points: ``(N, d)``.
         samples: ``(K, d)``.
         exact: Distances from differences; else from products, faster and off by roundings.
+        mask_self: Leaves out the pairs i = j, where ``samples`` are the points themselves; the
+            distance of a point without others is infinite.
     """
     mode = "donot_use_mm_for_euclid_dist" if exact else "use_mm_for_euclid_dist_if_necessary"
     found = []
     with full_precision(points.device.type):
-        for part in points.split(max(1, BLOCK // 4 // len(samples))):
-            found.append(torch.cdist(part, samples, compute_mode=mode).min(-1))
+        rows = max(1, BLOCK // 4 // len(samples))
+        for i, part in enumerate(points.split(rows)):
+            block = torch.cdist(part, samples, compute_mode=mode)
+            found.append((exclude_self(block, i * rows, 0) if mask_self else block).min(-1))
     distances, indices = zip(*found, strict=True)
     return torch.cat(distances), torch.cat(indices)

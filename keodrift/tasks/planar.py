@@ -17,7 +17,12 @@ from keodrift.checks import check_positive
 from keodrift.data import Target
 from keodrift.errors import OptionError
 from keodrift.files import atomic_path
-from keodrift.metrics import mode_coverage, wasserstein_squared
+from keodrift.metrics import (
+    mode_coverage,
+    nearest_neighbour_test,
+    variance_ratio,
+    wasserstein_squared,
+)
 from keodrift.networks import ConditionalMLP, draw_noise, sample
 from keodrift.sampling import Pool
 from keodrift.tasks.balanced import BalancedBatches
@@ -88,12 +93,13 @@ class PlanarTask:
         target: The target.
         batch: Points a training step.
         balanced: Train on batches that cover noise and target evenly; see `target_batches`.
-        evaluate_samples: Points whose exact W₂² judges a network; its cost grows like their cube.
+        evaluate_samples: Points that judge a network, two or more; the cost of their exact W₂²
+            grows like their cube.
         seed: Of the judge: its real points and its noise are the same at every look.
         device: Where the points live.
 
     Raises:
-        OptionError: A number of points is not a positive integer.
+        OptionError: A number of points is not a positive integer, or one point is to judge.
 
     Example:
         >>> from keodrift.data import get_target
@@ -115,6 +121,8 @@ class PlanarTask:
         """Refuses nonsense when built."""
         check_positive("batch", self.batch, integer=True)
         check_positive("evaluate_samples", self.evaluate_samples, integer=True)
+        if self.evaluate_samples == 1:
+            raise OptionError("evaluate_samples", 1, "two or more: one point has no spread")
 
     def batches(self, network: nn.Module) -> BatchSource:
         """What trains a network; see `target_batches`."""
@@ -142,14 +150,14 @@ class PlanarTask:
             folder: Where ``curves.png``, ``samples.png`` and ``samples.npz`` go.
 
         Returns:
-            ``w2_squared``, ``w2_squared_floor`` (what real points score against others) and, for
-            a target with modes, ``modes``, ``covered`` and ``stray``.
+            ``w2_squared``, ``variance_ratio`` and ``nearest_neighbour`` (½ is indistinguishable)
+            to real points; for a target with modes ``wrong_mass``, too; each again as
+            ``…_floor``, which is what other real points score. Then, for a target with modes,
+            ``modes``, ``covered`` and ``stray``.
         """
         samples, (real, other) = self.sample(network), self._real
-        result: dict[str, Any] = {
-            "w2_squared": self._distance(samples, real),
-            "w2_squared_floor": self._distance(real, other),
-        }
+        result: dict[str, Any] = self._scores(samples)
+        result |= {f"{name}_floor": value for name, value in self._scores(other).items()}
         modes = self.target.modes
         if modes is not None:
             coverage = mode_coverage(samples, modes, self.target.mode_radius)
@@ -178,6 +186,18 @@ class PlanarTask:
     def _generator(self, stream: int) -> torch.Generator:
         # Of its own, so that how often one looks changes nothing in the training.
         return torch.Generator(self.device).manual_seed(self.seed + stream)
+
+    def _scores(self, points: Tensor) -> dict[str, float]:
+        real, modes = self._real[0], self.target.modes
+        scores = {
+            "w2_squared": self._distance(points, real),
+            "variance_ratio": variance_ratio(points, real),
+            "nearest_neighbour": nearest_neighbour_test(points, real, cap=self.evaluate_samples),
+        }
+        if modes is not None:
+            coverage = mode_coverage(points, modes, self.target.mode_radius)
+            scores["wrong_mass"] = coverage.wrong_mass
+        return scores
 
     def _distance(self, x: Tensor, y: Tensor) -> float:
         return wasserstein_squared(x, y, cap=self.evaluate_samples)

@@ -1,55 +1,21 @@
-"""Measures of how close two clouds are; each is usable alone."""
+"""Distances between two clouds: optimal transport, kernel means, energy."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import math
-from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from keodrift.checks import check_finite
 from keodrift.costs import euclidean
-from keodrift.errors import ArgumentError, ShapeError
-from keodrift.reductions import gibbs_kernel, mean_cost, nearest
+from keodrift.errors import ArgumentError
+from keodrift.metrics.clouds import by_class, check_pair, subsample
+from keodrift.reductions import gibbs_kernel, mean_cost
 from keodrift.reductions import median_distance as median_of
-
-
-def _check_pair(x: Tensor, y: Tensor, name: str) -> None:
-    if x.ndim != 2 or len(x) == 0:
-        raise ShapeError("x", tuple(x.shape), "a shape (N, d) with N ≥ 1")
-    if y.ndim != 2 or len(y) == 0 or y.shape[1] != x.shape[1]:
-        raise ShapeError(name, tuple(y.shape), f"a shape (M, {x.shape[1]}) with M ≥ 1")
-    check_finite("x", x)
-    check_finite(name, y)
-
-
-def subsample(points: Tensor, cap: int, generator: torch.Generator | None = None) -> Tensor:
-    """At most ``cap`` of the points, drawn without replacement; all of them where they fit.
-
-    Args:
-        points: ``(N, d)``.
-        cap: Largest number of points to keep.
-        generator: Decides which; a fixed one if None, so that equal calls agree.
-
-    Raises:
-        ArgumentError: ``cap`` is below 1.
-
-    Example:
-        >>> subsample(torch.zeros(10, 2), 4).shape
-        torch.Size([4, 2])
-    """
-    if cap < 1:
-        raise ArgumentError("cap", cap, "at least one point")
-    if len(points) <= cap:
-        return points
-    if generator is None:
-        generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(points), generator=generator, device=generator.device)
-    return points[order[:cap].to(points.device)]
 
 
 def wasserstein_squared(
@@ -81,7 +47,7 @@ def wasserstein_squared(
         >>> wasserstein_squared(x, x + torch.tensor([3.0, 4.0]))
         25.0
     """
-    _check_pair(x, y, "y")
+    check_pair(x, y, "y")
     ot = _import_pot()
     x, y = (subsample(cloud, cap, generator).detach().to("cpu", torch.float64) for cloud in (x, y))
     # Centring both clouds by the same shift keeps the expanded squares of far clouds accurate.
@@ -100,56 +66,6 @@ def _import_pot() -> ModuleType:
     return ot
 
 
-@dataclass(frozen=True)
-class ModeCoverage:
-    """How a cloud is spread over known modes.
-
-    Attributes:
-        masses: Share of the cloud at each mode, ``(K,)``; each sample counts for its nearest
-            centre, and only within the radius.
-        stray: Share of the cloud near no mode.
-        covered: Number of modes that hold at least half of an even share.
-    """
-
-    masses: Tensor
-    stray: float
-    covered: int
-
-
-def mode_coverage(x: Tensor, modes: Tensor, radius: float) -> ModeCoverage:
-    """Counts the mass of a cloud at known modes.
-
-    Args:
-        x: Samples ``(N, d)``.
-        modes: Centres ``(K, d)``.
-        radius: Distance up to which a sample counts for its nearest centre.
-
-    Returns:
-        Masses, stray mass and the number of covered modes (mass ≥ 1/2K).
-
-    Raises:
-        ShapeError: The clouds are empty or live in different dimensions.
-        NonFiniteError: A coordinate is NaN or infinite.
-        ArgumentError: ``radius`` is not positive.
-
-    Example:
-        >>> modes = torch.tensor([[-1.0], [1.0]])
-        >>> mode_coverage(torch.tensor([[-1.1], [0.9], [1.0], [9.0]]), modes, 0.5).masses
-        tensor([0.2500, 0.5000])
-    """
-    _check_pair(x, modes, "modes")
-    if not radius > 0:
-        raise ArgumentError("radius", radius, "a positive distance")
-    distance, mode = nearest(x.detach(), modes.to(x))
-    counts = torch.bincount(mode[distance <= radius], minlength=len(modes))
-    masses = counts.to(torch.float32) / len(x)
-    return ModeCoverage(
-        masses=masses,
-        stray=float(1 - masses.sum().clamp(max=1)),
-        covered=int((masses >= 0.5 / len(modes)).sum()),
-    )
-
-
 def class_wasserstein_squared(
     x: Tensor, x_labels: Tensor, y: Tensor, y_labels: Tensor, *, cap: int = 2000
 ) -> dict[int, float]:
@@ -166,20 +82,16 @@ def class_wasserstein_squared(
         One number a class of ``y``.
 
     Raises:
-        ArgumentError: A class of ``y`` has no sample in ``x``.
+        ArgumentError: A class of ``y`` has no sample in ``x``, or labels are not one integer a
+            point.
 
     Example:
         >>> x, labels = torch.zeros(4, 1), torch.tensor([0, 0, 1, 1])
         >>> class_wasserstein_squared(x, labels, x + labels[:, None], labels)
         {0: 0.0, 1: 1.0}
     """
-    distances = {}
-    for label in torch.unique(y_labels).tolist():
-        part = x[x_labels == label]
-        if len(part) == 0:
-            raise ArgumentError("x_labels", f"no sample of class {label}", "every class of y")
-        distances[label] = wasserstein_squared(part, y[y_labels == label], cap=cap)
-    return distances
+    metric = partial(wasserstein_squared, cap=cap)
+    return by_class(metric, x, x_labels, y, y_labels)
 
 
 def median_distance(
@@ -201,7 +113,7 @@ def median_distance(
         >>> median_distance(torch.zeros(1, 1), torch.tensor([[3.0]]))
         3.0
     """
-    _check_pair(x, y, "y")
+    check_pair(x, y, "y")
     parts = [subsample(cloud, cap, generator).detach() for cloud in (x, y)]
     return median_of(torch.cat(parts))
 
@@ -234,7 +146,7 @@ def mmd_squared(
         >>> round(mmd_squared(x, x + 1.0, 1.0), 4)  # 2 − 2·exp(−1/2)
         0.7869
     """
-    _check_pair(x, y, "y")
+    check_pair(x, y, "y")
     bandwidth = median_distance(x, y) if bandwidth is None else bandwidth
     if not bandwidth > 0:
         raise ArgumentError("bandwidth", bandwidth, "a positive length")
@@ -271,7 +183,7 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
         >>> energy_distance(torch.zeros(3, 1), torch.full((2, 1), 2.0))
         4.0
     """
-    _check_pair(x, y, "y")
+    check_pair(x, y, "y")
     # About a common centre, so that far clouds keep their digits.
     centre = y.detach().double().mean(0)
     x, y = (z.detach().double() - centre for z in (x, y))

@@ -1,0 +1,73 @@
+"""How a cloud is spread over known modes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from keodrift.errors import ArgumentError
+from keodrift.metrics.clouds import check_pair
+from keodrift.reductions import nearest
+
+
+@dataclass(frozen=True)
+class ModeCoverage:
+    """How a cloud is spread over known modes.
+
+    Attributes:
+        masses: Share of the cloud at each mode, ``(K,)``; each sample counts for its nearest
+            centre, and only within the radius.
+        stray: Share of the cloud near no mode.
+        covered: Number of modes that hold at least half of an even share.
+    """
+
+    masses: Tensor
+    stray: float
+    covered: int
+
+    @property
+    def wrong_mass(self) -> float:
+        """Mass that would have to change its mode for even shares, of what lies near a mode.
+
+        ½ Σ |share − 1/K|: 0 for even shares, 1 − 1/K for all in one mode; 1 where nothing lies
+        near any.
+        """
+        masses = self.masses.double()
+        total = masses.sum()
+        return float((masses / total - 1 / len(masses)).abs().sum() / 2) if total > 0 else 1.0
+
+
+def mode_coverage(x: Tensor, modes: Tensor, radius: float) -> ModeCoverage:
+    """Counts the mass of a cloud at known modes.
+
+    Args:
+        x: Samples ``(N, d)``.
+        modes: Centres ``(K, d)``.
+        radius: Distance up to which a sample counts for its nearest centre.
+
+    Returns:
+        Masses, stray mass, the number of covered modes (mass ≥ 1/2K), the mass in a wrong mode.
+
+    Raises:
+        ShapeError: The clouds are empty or live in different dimensions.
+        NonFiniteError: A coordinate is NaN or infinite.
+        ArgumentError: ``radius`` is not positive.
+
+    Example:
+        >>> modes = torch.tensor([[-1.0], [1.0]])
+        >>> mode_coverage(torch.tensor([[-1.1], [0.9], [1.0], [9.0]]), modes, 0.5).masses
+        tensor([0.2500, 0.5000])
+    """
+    check_pair(x, modes, "modes")
+    if not radius > 0:
+        raise ArgumentError("radius", radius, "a positive distance")
+    distance, mode = nearest(x.detach(), modes.to(x))
+    counts = torch.bincount(mode[distance <= radius], minlength=len(modes))
+    masses = counts.to(torch.float32) / len(x)
+    return ModeCoverage(
+        masses=masses,
+        stray=float(1 - masses.sum().clamp(max=1)),
+        covered=int((masses >= 0.5 / len(modes)).sum()),
+    )
