@@ -302,7 +302,7 @@ def overflows(
     points = {k: v.double() for k, v in case.tensors().items() if k in ("x", "y", "z")}
     exact = (actions or ACTIONS)[case.action](replace(case, **points, inputs=floats))
     true = next(value for each, value, *_ in exact if each == name)
-    return float(true.detach().abs().max()) > torch.finfo(got.dtype).max / 2
+    return torch.finfo(got.dtype).max / 2 < float(true.detach().abs().max()) < math.inf
 
 
 def judge(case: Case, actions: dict[str, Callable[[Case], Results]] | None = None) -> str:

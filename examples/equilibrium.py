@@ -194,7 +194,9 @@ class Equilibrium(Study[Cell]):
             problem = (title_of(row), row["size"], f"{row['tau']:g}", row["field"])
             error = "" if math.isnan(row["error"]) else f"{row['error']:.4f}"
             lines.append((*problem, row["negatives"], f"{row['drift']:.4f}", error, rest))
-        header = "space|batch:|τ / mean cost:|field|negatives|radial drift at q = p:|± standard error:"
+        header = (
+            "space|batch:|τ / mean cost:|field|negatives|radial drift at q = p:|± standard error:"
+        )
         return markdown_table(f"{header}|variance ratio at rest:", lines)
 
     def draw(self, rows: list[Row], folder: Path, stem: Path) -> None:

@@ -125,7 +125,9 @@ def network_of(seed: int) -> MLP:
         return MLP(width=128, hidden=3)
 
 
-def trained(network: MLP, target: Target, cell: Cell, random: torch.Generator, look=None) -> Trainer:
+def trained(
+    network: MLP, target: Target, cell: Cell, random: torch.Generator, look=None
+) -> Trainer:
     batches = target_batches(
         network,
         target,
@@ -285,10 +287,10 @@ def in_time(looks: Sequence[Row], seconds: float) -> Row:
 def table_of(means: list[Row]) -> str:
     lines = []
     for row in means:
-        numbers = [
-            f"{row[k]:.3f} ({row[f'{k}_floor']:.3f})" if k in row else "" for k in KEYS
-        ]
-        numbers[2] = f"{row['w2_squared']:.4f} ± {row['w2_std']:.4f} ({row['w2_squared_floor']:.4f})"
+        numbers = [f"{row[k]:.3f} ({row[f'{k}_floor']:.3f})" if k in row else "" for k in KEYS]
+        numbers[2] = (
+            f"{row['w2_squared']:.4f} ± {row['w2_std']:.4f} ({row['w2_squared_floor']:.4f})"
+        )
         lines.append(
             (
                 row["target"],
@@ -325,19 +327,25 @@ def figure_of(means: list[Row]):
             found = {
                 (r["negatives"], r["draw"], r["solve"]): r for r in mine if r["target"] == target
             }
-            bars = [(k, kind, found[kind]) for k, kind in enumerate(kinds) if key in found.get(kind, {})]
+            bars = [
+                (k, kind, found[kind]) for k, kind in enumerate(kinds) if key in found.get(kind, {})
+            ]
             for k, kind, row in bars:
                 color = f"C{SOLVES.index(kind[2])}"
                 hatch = None if kind[1] == "balanced" else "///"
                 panel.bar(k, row[key], color=color, hatch=hatch, edgecolor="white", lw=0)
             if bars:
                 panel.axhline(bars[0][2][f"{key}_floor"], color="0.3", ls=":")
-            panel.set_xticks(range(len(kinds)), [kind[0] for kind in kinds], rotation=90, fontsize=6)
+            panel.set_xticks(
+                range(len(kinds)), [kind[0] for kind in kinds], rotation=90, fontsize=6
+            )
             panel.set_ylabel(word)
             if i == 0:
                 panel.set_title(target, fontsize="medium")
     words = "blue: 20 sweeps, orange: converged, green: relaxed; hatched: independent batches"
-    figure.suptitle(f"Batch {batch}, τ = {tau:g}: lower is better, dotted is real against real ({words})")
+    figure.suptitle(
+        f"Batch {batch}, τ = {tau:g}: lower is better, dotted is real against real ({words})"
+    )
     return figure
 
 

@@ -158,9 +158,10 @@ class JointRows:
             # A mass of 0 has no logarithm to be differentiated; a denormal one does for it.
             log_mass = log_mass + unit + mass.clamp_min(torch.finfo(mass.dtype).tiny).log()
             means.append(mean)
-        # Without extreme weights s⁺s⁻ is at most the root of the numbers of points, multiplied.
-        most = torch.finfo(means[0].dtype).max ** 0.25
-        return log_mass.clamp(max=math.log(most)).exp(), means[0], means[1]
+        # s⁺s⁻ is at most the root of both sums of multiplicities, multiplied: above the number of
+        # pairs only where a negative weighs more than all of them, and there it is cut.
+        pairs = self.data.shape[-1] * self.model.shape[-1]
+        return log_mass.clamp(max=math.log(pairs)).exp(), means[0], means[1]
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from keodrift.tasks.balanced import BalancedBatches, balanced_inputs
 from keodrift.tasks.latents import latent_batches
 from keodrift.tasks.planar import PlanarTask, target_batches
+from keodrift.tasks.sources import BalancedBatches, network_inputs
 
 __all__ = [
     "BalancedBatches",
     "PlanarTask",
-    "balanced_inputs",
     "latent_batches",
+    "network_inputs",
     "target_batches",
 ]

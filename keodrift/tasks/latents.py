@@ -5,16 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from keodrift.checks import check_positive
+from keodrift.checks import check_choice, check_positive
 from keodrift.data import Latents
 from keodrift.networks import draw_noise
 from keodrift.sampling import Systematic, neighbour_order
-from keodrift.tasks.balanced import BalancedBatches
-from keodrift.training import Batch, BatchSource
+from keodrift.tasks.sources import BalancedBatches, with_fresh
+from keodrift.training import NEGATIVES, Batch, BatchSource
 
 
 def latent_batches(
-    network: nn.Module, latents: Latents, per_class: int, *, balanced: bool = False
+    network: nn.Module,
+    latents: Latents,
+    per_class: int,
+    *,
+    balanced: bool = False,
+    negatives: str = "self",
 ) -> BatchSource:
     """Labelled latents and as many noise vectors of every class: one problem a class.
 
@@ -25,9 +30,11 @@ def latent_batches(
         balanced: Noise and data that cover each class evenly (`BalancedBatches`): its latents are
             drawn along an order of neighbours, each once before any comes again. Otherwise all
             draws are independent.
+        negatives: Who is to repel the samples, as the objective is told; ``"fresh"`` adds inputs
+            for other draws, as many.
 
     Raises:
-        OptionError: ``per_class`` is not a positive integer.
+        OptionError: ``per_class`` is not a positive integer, or ``negatives`` unknown.
 
     Example:
         >>> from keodrift.data import load_digits_latents
@@ -37,24 +44,28 @@ def latent_batches(
         torch.Size([40, 6])
     """
     check_positive("per_class", per_class, integer=True)
+    check_choice("negatives", negatives, NEGATIVES)
     if balanced:
-        return _balanced(network, latents, per_class)
+        return _balanced(network, latents, per_class, negatives)
 
     def draw(generator: torch.Generator) -> Batch:
         data, labels = (part.to(generator.device) for part in latents.draw(per_class, generator))
         noise = draw_noise(network, len(labels), generator)
-        return Batch((noise, labels), data, {"x_labels": labels, "y_labels": labels})
+        batch = Batch((noise, labels), data, {"x_labels": labels, "y_labels": labels})
+        return with_fresh(batch, network, generator) if negatives == "fresh" else batch
 
     return draw
 
 
-def _balanced(network: nn.Module, latents: Latents, per_class: int) -> BalancedBatches:
+def _balanced(
+    network: nn.Module, latents: Latents, per_class: int, negatives: str
+) -> BalancedBatches:
     members = [torch.nonzero(latents.train_labels == c).squeeze(-1) for c in range(latents.classes)]
     samplers = [Systematic(index[neighbour_order(latents.train[index])]) for index in members]
 
-    def draw_data(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        chosen = torch.cat([sampler.draw(per_class, generator) for sampler in samplers])
+    def draw_data(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        chosen = torch.cat([sampler.draw(n, generator) for sampler in samplers])
         data, labels = latents.train[chosen], latents.train_labels[chosen]
         return data.to(generator.device), labels.to(generator.device)
 
-    return BalancedBatches(network, draw_data, samplers)
+    return BalancedBatches(network, draw_data, per_class, samplers, negatives=negatives)

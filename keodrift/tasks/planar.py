@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from keodrift import plots
-from keodrift.checks import check_positive
+from keodrift.checks import check_choice, check_positive
 from keodrift.data import Target
 from keodrift.errors import OptionError
 from keodrift.files import atomic_path
@@ -25,12 +25,17 @@ from keodrift.metrics import (
 )
 from keodrift.networks import ConditionalMLP, draw_noise, sample
 from keodrift.sampling import Pool
-from keodrift.tasks.balanced import BalancedBatches
-from keodrift.training import Batch, BatchSource
+from keodrift.tasks.sources import BalancedBatches, with_fresh
+from keodrift.training import NEGATIVES, Batch, BatchSource
 
 
 def target_batches(
-    network: nn.Module, target: Target, size: int, *, balanced: bool = False
+    network: nn.Module,
+    target: Target,
+    size: int,
+    *,
+    balanced: bool = False,
+    negatives: str = "self",
 ) -> BatchSource:
     """Fresh points of a 2D target and as many fresh noise vectors, every step.
 
@@ -41,10 +46,12 @@ def target_batches(
         size: Points a step.
         balanced: Noise and data that cover their laws evenly (`BalancedBatches`), the data out of
             a `Pool`. Otherwise all draws are independent.
+        negatives: Who is to repel the samples, as the objective is told; ``"fresh"`` adds inputs
+            for other draws, as many.
 
     Raises:
-        OptionError: ``size`` is not a positive integer, or a conditional network has not one
-            class a mode.
+        OptionError: ``size`` is not a positive integer, ``negatives`` are unknown, or a
+            conditional network has not one class a mode.
 
     Example:
         >>> from keodrift.data import get_target
@@ -54,35 +61,37 @@ def target_batches(
         torch.Size([32, 2])
     """
     check_positive("size", size, integer=True)
+    check_choice("negatives", negatives, NEGATIVES)
     classes = network.classes if isinstance(network, ConditionalMLP) else None
     modes = 0 if target.modes is None else len(target.modes)
     if classes not in (None, modes):
         needs = f"one class a mode; {target.name} has {modes} modes"
         raise OptionError("network", f"{classes} classes", needs)
     if balanced:
-        return _balanced(network, target, size, conditional=classes is not None)
+        return _balanced(network, target, size, negatives, conditional=classes is not None)
 
     def draw(generator: torch.Generator) -> Batch:
         noise = draw_noise(network, size, generator)
         data = target.sample(size, generator)
-        if classes is None:
-            return Batch((noise,), data)
-        labels = target.nearest_mode(data)
-        return Batch((noise, labels), data, {"x_labels": labels, "y_labels": labels})
+        batch = Batch((noise,), data)
+        if classes is not None:
+            labels = target.nearest_mode(data)
+            batch = Batch((noise, labels), data, {"x_labels": labels, "y_labels": labels})
+        return with_fresh(batch, network, generator) if negatives == "fresh" else batch
 
     return draw
 
 
 def _balanced(
-    network: nn.Module, target: Target, size: int, *, conditional: bool
+    network: nn.Module, target: Target, size: int, negatives: str, *, conditional: bool
 ) -> BalancedBatches:
     pool = Pool(target.sample)
 
-    def draw_data(generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        data = pool.draw(size, generator)
+    def draw_data(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        data = pool.draw(n, generator)
         return data, target.nearest_mode(data) if conditional else None
 
-    return BalancedBatches(network, draw_data, [pool])
+    return BalancedBatches(network, draw_data, size, [pool], negatives=negatives)
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,7 @@ class PlanarTask:
         target: The target.
         batch: Points a training step.
         balanced: Train on batches that cover noise and target evenly; see `target_batches`.
+        negatives: Who is to repel the samples, as the objective is told.
         evaluate_samples: Points that judge a network, two or more; the cost of their exact W₂²
             grows like their cube.
         seed: Of the judge: its real points and its noise are the same at every look.
@@ -113,6 +123,7 @@ class PlanarTask:
     _: KW_ONLY
     batch: int = 1024
     balanced: bool = False
+    negatives: str = "self"
     evaluate_samples: int = 1000
     seed: int = 0
     device: torch.device | str = "cpu"
@@ -120,13 +131,16 @@ class PlanarTask:
     def __post_init__(self) -> None:
         """Refuses nonsense when built."""
         check_positive("batch", self.batch, integer=True)
+        check_choice("negatives", self.negatives, NEGATIVES)
         check_positive("evaluate_samples", self.evaluate_samples, integer=True)
         if self.evaluate_samples == 1:
             raise OptionError("evaluate_samples", 1, "two or more: one point has no spread")
 
     def batches(self, network: nn.Module) -> BatchSource:
         """What trains a network; see `target_batches`."""
-        return target_batches(network, self.target, self.batch, balanced=self.balanced)
+        return target_batches(
+            network, self.target, self.batch, balanced=self.balanced, negatives=self.negatives
+        )
 
     def sample(self, network: nn.Module) -> Tensor:
         """Samples of a network, ``(evaluate_samples, 2)``, from the same noise at every call."""

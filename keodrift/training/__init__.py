@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from keodrift.training.batches import Batch, BatchSource
 from keodrift.training.loop import Trainer
+from keodrift.training.negatives import NEGATIVES
 from keodrift.training.objective import Objective
 
-__all__ = ["Batch", "BatchSource", "Objective", "Trainer"]
+__all__ = ["NEGATIVES", "Batch", "BatchSource", "Objective", "Trainer"]

@@ -1,0 +1,130 @@
+"""What batch sources share: noise for the data at hand, other draws, and even batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from keodrift.errors import ShapeError
+from keodrift.networks import draw_noise
+from keodrift.sampling import Pool, Systematic
+from keodrift.training import Batch
+
+
+def network_inputs(
+    network: nn.Module,
+    n: int,
+    generator: torch.Generator,
+    labels: Tensor | None = None,
+    *,
+    balanced: bool = False,
+) -> tuple[Tensor, ...]:
+    """The arguments of a network for one cloud of samples.
+
+    Args:
+        network: Its ``noise_dim`` is read.
+        n: Samples of the cloud.
+        generator: The only source of randomness; decides the device too.
+        labels: Their classes ``(n,)``.
+        balanced: Noise that covers the normal law evenly, that of every class by itself, each
+            scrambled on its own; otherwise independent draws.
+
+    Returns:
+        Noise ``(n, noise_dim)``, and the labels where there are any.
+
+    Raises:
+        ArgumentError: The network does not state its ``noise_dim``, ``n`` is not positive, or
+            there is not one label a sample.
+
+    Example:
+        >>> from keodrift.networks import ConditionalMLP
+        >>> labels = torch.tensor([0, 1]).repeat(128)
+        >>> network, generator = ConditionalMLP(), torch.Generator().manual_seed(0)
+        >>> noise, _ = network_inputs(network, 256, generator, labels, balanced=True)
+        >>> int((noise[labels == 1, 0] > 0).sum())
+        64
+    """
+    if labels is None:
+        return (draw_noise(network, n, generator, balanced=balanced),)
+    if labels.shape != (n,):
+        raise ShapeError("labels", f"shape {tuple(labels.shape)}", f"one class a sample, ({n},)")
+    if not balanced:
+        return draw_noise(network, n, generator), labels
+    owners = torch.argsort(labels, stable=True)
+    sizes = torch.bincount(labels).tolist()
+    clouds = [draw_noise(network, size, generator, balanced=True) for size in sizes if size]
+    return torch.cat(clouds)[owners.argsort()], labels
+
+
+def with_fresh(batch: Batch, network: nn.Module, generator: torch.Generator) -> Batch:
+    """The batch with inputs for other draws of the network, as many as data of every class."""
+    labels = batch.options.get("y_labels")
+    drawn = network_inputs(network, len(batch.data), generator, labels, balanced=batch.balanced)
+    options = batch.options if labels is None else {**batch.options, "model_labels": labels}
+    return replace(batch, model_inputs=drawn, options=options)
+
+
+class BalancedBatches:
+    """A batch source that covers noise and data evenly.
+
+    Args:
+        network: Its ``noise_dim`` is read.
+        draw_data: Draws real samples ``(M, d)`` of a size, and their classes ``(M,)`` or None,
+            with a random generator and the samplers.
+        size: What it is asked for at each step.
+        samplers: What remembers something between draws.
+        negatives: Who is to repel the samples: ``"fresh"`` draws, each cloud evenly by itself; for
+            ``"crossed"`` halves, they and their data are drawn by halves.
+
+    Example:
+        >>> from keodrift.networks import MLP
+        >>> pool = Pool(lambda n, generator: torch.rand(n, 2, generator=generator), size=1024)
+        >>> draw = lambda n, generator: (pool.draw(n, generator), None)
+        >>> batches = BalancedBatches(MLP(), draw, 64, [pool], negatives="fresh")
+        >>> batches(torch.Generator().manual_seed(0)).model_inputs[0].shape
+        torch.Size([64, 2])
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        draw_data: Callable[[int, torch.Generator], tuple[Tensor, Tensor | None]],
+        size: int,
+        samplers: Sequence[Pool | Systematic],
+        *,
+        negatives: str = "self",
+    ) -> None:
+        self.network, self.draw_data, self.size = network, draw_data, size
+        self.samplers, self.negatives = tuple(samplers), negatives
+
+    def __call__(self, generator: torch.Generator) -> Batch:
+        """Draws the batch of one step; every data point has its sample, and its class."""
+        halves = [self.size // 2, self.size - self.size // 2]
+        sizes = [n for n in halves if n] if self.negatives == "crossed" else [self.size]
+        clouds = [self._cloud(n, generator) for n in sizes]
+        data, *inputs = map(torch.cat, zip(*clouds, strict=True))
+        options = {"x_labels": inputs[1], "y_labels": inputs[1]} if len(inputs) > 1 else {}
+        batch = Batch(tuple(inputs), data, options, balanced=True)
+        fresh = self.negatives == "fresh"
+        return with_fresh(batch, self.network, generator) if fresh else batch
+
+    def _cloud(self, n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        data, labels = self.draw_data(n, generator)
+        return data, *network_inputs(self.network, len(data), generator, labels, balanced=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is left of the samplers' epochs."""
+        return {"samplers": [sampler.state_dict() for sampler in self.samplers]}
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        """Goes on in those epochs.
+
+        Raises:
+            ValueError: The state is of other samplers.
+        """
+        for sampler, state in zip(self.samplers, state_dict["samplers"], strict=True):
+            sampler.load_state_dict(state)
