@@ -227,8 +227,8 @@ def marginals(spec: dict, x, y, seconds: float) -> dict:
         return {}
     from geomloss import SamplesLoss
 
-    from keodrift.reductions import gibbs_kernel
-    from keodrift.transport import half_step, marginal_error
+    from keodrift.costs import squared
+    from keodrift.transport import EntropicProblem
 
     backend = peer.split()[1].rstrip(",")
     loss = SamplesLoss(
@@ -242,10 +242,10 @@ def marginals(spec: dict, x, y, seconds: float) -> dict:
     )
     _, g = loss(x, y)
     g = g.double().reshape(-1) / (tau / 2)
-    kernel = gibbs_kernel(x, y, "squared", tau)
     a, b = (z.new_full((len(z),), 1 / len(z), dtype=torch.float64) for z in (x, y))
-    image = half_step(kernel.T, a, half_step(kernel, b, g))
-    return {"marginal_error": float(marginal_error(b, g, image))}
+    problem = EntropicProblem(x, y, a, b, squared, tau)
+    image = problem.column_step(problem.row_step(g))
+    return {"marginal_error": float(problem.marginal_error(g, image))}
 
 
 def run(spec: dict, limit: float) -> dict:

@@ -7,6 +7,7 @@ from keodrift.errors import ArgumentError, BackendWarning, ConvergenceWarning
 from keodrift.fields import Field, SoftmaxField
 from keodrift.flow import Flow, simulate
 from keodrift.loss import drift_loss, guidance_weight
+from keodrift.reach import reach_for_gaps
 from keodrift.reductions import choose_backend, warmup
 from keodrift.temperature import effective_neighbours, tau_for_neighbours
 
@@ -29,6 +30,7 @@ __all__ = [
     "drift_loss",
     "effective_neighbours",
     "guidance_weight",
+    "reach_for_gaps",
     "simulate",
     "sinkhorn_divergence",
     "tau_for_neighbours",

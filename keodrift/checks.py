@@ -177,6 +177,21 @@ def check_tau(tau: object) -> float:
     return value
 
 
+def check_reach(reach: object) -> float | None:
+    """Checks ρ and returns it as a float, or None for marginals that are exact.
+
+    Raises:
+        OptionError: Not a number, not finite, or not positive.
+    """
+    if reach is None:
+        return None
+    value = _number(reach)
+    if not 1e-30 <= value <= 1e30:
+        needs = "None or a positive finite number (1e-30 to 1e30), in the unit of the cost"
+        raise OptionError("reach", repr(reach), needs)
+    return value
+
+
 def _number(value: object) -> float:
     """A real number as a float; NaN for anything else (a bool is no number)."""
     if isinstance(value, bool):

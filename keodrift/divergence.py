@@ -27,11 +27,13 @@ def sinkhorn_divergence(
     tol: float | None = None,
     max_half_steps: int = 2000,
     backend: str | Engine = "auto",
+    reach: float | None = None,
 ) -> Tensor:
     """Sinkhorn divergence between weighted clouds, debiased entropic transport.
 
-    Its gradient in ``x`` is −a_i V_i with V the converged Sinkhorn drift, and likewise in ``y``;
-    weights are constants. The gradient is as exact as ``tol``, and is not differentiable again.
+    Its gradient in ``x`` is −a_i V_i with V the converged Sinkhorn drift (with a ``reach``, that of
+    ``masses="gradient"``), and likewise in ``y``; weights are constants. The gradient is as exact
+    as ``tol``, and is not differentiable again.
 
     Args:
         x: Particles, ``(…, N, d)``.
@@ -44,6 +46,8 @@ def sinkhorn_divergence(
             which cannot tell that much. The value is in error by its square alone.
         max_half_steps: Cap on the half-steps of each.
         backend: Engine; picked by default.
+        reach: ρ in the unit of the cost (GeomLoss: reach²): the couplings leave their marginals at
+            the price ρ·KL; None, the default, holds them exactly.
 
     Returns:
         ``(…,)``, a scalar without batch axes, in the unit of the cost.
@@ -51,7 +55,8 @@ def sinkhorn_divergence(
     Raises:
         ArgumentError: An input is not what it should be; see `keodrift.errors`.
 
-    Source: Feydy et al. (2019), eq. 3; "Sinkhorn drifting", arXiv 2603.12366, eq. 10.
+    Source: Feydy et al. (2019), eq. 3; "Sinkhorn drifting", arXiv 2603.12366, eq. 10. Relaxed:
+    Séjourné et al. (2019), "Sinkhorn divergences for unbalanced optimal transport", definition 7.
 
     Example:
         >>> import torch, keodrift as kd
@@ -59,7 +64,7 @@ def sinkhorn_divergence(
         >>> kd.sinkhorn_divergence(x, torch.ones(3, 2), tau=0.1).item()
         1.0
     """
-    cost, tau = as_cost(cost), checks.check_tau(tau)
+    cost, tau, reach = as_cost(cost), checks.check_tau(tau), checks.check_reach(reach)
     check_backend(backend)
     clouds = (
         Cloud.checked("x", x, x_weights, None, x),
@@ -71,7 +76,7 @@ def sinkhorn_divergence(
     solver = Sinkhorn(tol=tol, max_half_steps=max_half_steps)
     cost = checks.check_cost(cost, *points)
     checks.check_temperature(tau, cost, *points)
-    return _Divergence.apply(x, y, clouds, (cost, tau, backend), solver)
+    return _Divergence.apply(x, y, clouds, (cost, tau, backend), reach, solver)
 
 
 class _Divergence(torch.autograd.Function):
@@ -82,13 +87,16 @@ class _Divergence(torch.autograd.Function):
         y: Tensor,
         clouds: tuple[Cloud, Cloud],
         how: tuple[Cost, float, str | Engine],
+        reach: float | None,
         solver: Sinkhorn,
     ) -> Tensor:
         (p, a), (q, b) = ((cloud.points, cloud.shares) for cloud in clouds)
-        cross = solver.couple(EntropicProblem(p, q, a, b, *how), coarse)
+        cross = solver.couple(EntropicProblem(p, q, a, b, *how, reach=reach), coarse)
         symmetric = bool(how[0].symmetric)
         selves = [
-            solver.couple(EntropicProblem(z, z, w, w, *how, symmetric=symmetric), coarse)
+            solver.couple(
+                EntropicProblem(z, z, w, w, *how, symmetric=symmetric, reach=reach), coarse
+            )
             for z, w in ((p, a), (q, b))
         ]
         slopes = [
@@ -108,18 +116,20 @@ class _Divergence(torch.autograd.Function):
             None if s is None else saturated(grad[..., None, None] * s, grad.dtype)
             for s in ctx.saved_tensors
         )
-        return (*slopes, None, None, None)
+        return (*slopes, None, None, None, None)
 
 
 def _row_slope(coupling: Coupling) -> Tensor:
     """Gradient of OT_τ in the rows' points, for weights of 1."""
-    return coupling.problem.kernel.mean_cost_gradient(coupling.bias)
+    slope = coupling.problem.kernel.mean_cost_gradient(coupling.bias)
+    return coupling.kept[0][..., None].to(slope.dtype) * slope
 
 
 def _column_slope(coupling: Coupling) -> Tensor:
     """The same in the columns' points: the potentials read from the other side."""
     bias = coupling.problem.a.log() + coupling.f
-    return coupling.problem.kernel.T.mean_cost_gradient(bias)
+    slope = coupling.problem.kernel.T.mean_cost_gradient(bias)
+    return coupling.kept[1][..., None].to(slope.dtype) * slope
 
 
 def _self_slope(coupling: Coupling) -> Tensor:

@@ -164,6 +164,34 @@ class JointRows:
         return log_mass.clamp(max=math.log(pairs)).exp(), means[0], means[1]
 
 
+@dataclass(frozen=True)
+class RowMasses:
+    """What rows of relaxed couplings weigh, relative to their weights: exp(−f/ρ).
+
+    With f = −λτ·log-mass that is a power of the mass, which is known anywhere.
+
+    Attributes:
+        share: The power, 1 − λ = τ/(ρ + τ).
+    """
+
+    share: float
+
+    def __call__(
+        self, field: SoftmaxField, data: GibbsKernel, model: GibbsKernel, at_particles: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The masses m⁺, m⁻ at the queries of the kernels."""
+        guesses = field.guesses(at_particles)
+        # Beside data that no particle reaches, far from all particles, they would overflow.
+        most = math.log(torch.finfo(field.particles.dtype).max ** 0.25)
+        plus, minus = (
+            (self.share * kernel.log_mass(side.bias, guess)).clamp(max=most).exp()
+            for kernel, side, guess in zip(
+                (data, model), (field.data, field.model), guesses, strict=True
+            )
+        )
+        return plus, minus
+
+
 @dataclass(frozen=True, eq=False)
 class SoftmaxField(Field):
     """A field of two softmax sides.
@@ -223,9 +251,7 @@ class SoftmaxField(Field):
     def _at(
         self, z: Tensor, data: GibbsKernel, model: GibbsKernel, *, at_particles: bool = False
     ) -> Tensor:
-        # At the particles, the couplings know the log-masses near enough.
-        rows = [c.row for c in self.couplings] if at_particles else []
-        guesses = [None if row is None else -row for row in rows] or [None, None]
+        guesses = self.guesses(at_particles)
         towards = self.data.pull(z, self.velocity, data, guesses[0])
         away = self.model.pull(z, self.velocity, model, guesses[1])
         if self.masses is None:
@@ -236,6 +262,11 @@ class SoftmaxField(Field):
         )
         # Equal masses factor out, however large they are.
         return plus * (towards - away) + (plus - minus) * away
+
+    def guesses(self, at_particles: bool) -> list[Tensor | None]:
+        """Guesses of the log-masses: at the particles the couplings know them near enough."""
+        known = [coupling.log_mass for coupling in self.couplings] if at_particles else []
+        return known or [None, None]
 
 
 @dataclass(frozen=True, eq=False)

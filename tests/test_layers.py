@@ -20,7 +20,7 @@ ROWS = [
     ["transport"],
     ["fields"],
     ["drifts"],
-    ["divergence", "loss", "flow", "temperature", "gaussians"],
+    ["divergence", "loss", "flow", "temperature", "reach", "gaussians"],
     ["metrics"],
     ["plots"],
     ["sampling"],
@@ -39,13 +39,13 @@ ROW = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 # Rooms of one row that may import each other: none but these.
 BESIDE: set[tuple[str, str]] = set()
 MODULES = sorted(PACKAGE.rglob("*.py"))
-# What meets every pair of two clouds, and who may call it outside the reductions: the check of a
-# cost tries some points.
+# What meets every pair of two clouds, and who may call it outside the reductions, on few points.
 PAIRS = {"cdist", "pdist", "pairs", "all_costs"}
 MAY_MEET_PAIRS = {
     ("costs.py", "pairs"),
     ("checks.py", "pairs"),
     ("transport/newton.py", "all_costs"),
+    ("reach.py", "all_costs"),
 }
 
 

@@ -8,11 +8,11 @@ from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 
-from keodrift.checks import check_positive
+from keodrift.checks import check_choice, check_positive, check_reach
 from keodrift.drifts.clouds import Clouds
 from keodrift.drifts.softmax import SoftmaxDrift
 from keodrift.errors import ConvergenceWarning, OptionError, users_stacklevel
-from keodrift.fields import Field, SoftmaxField
+from keodrift.fields import Field, RowMasses, SoftmaxField
 from keodrift.transport import Again, Carried, Coupling, EntropicProblem, Sinkhorn, coarse
 from keodrift.transport.starts import displacement
 
@@ -29,7 +29,17 @@ class SinkhornDrift(SoftmaxDrift):
     particles coincide. After few half-steps it does not see mass that must move between separated
     modes.
 
+    With a ``reach`` ρ the marginals are relaxed, OT_{τ,ρ}: it is the cost above which mass is left
+    where it is. So imbalances between modes farther apart than that, and what each batch draws
+    unevenly, pull less, and an outlier is not matched at any price.
+
     Attributes:
+        reach: ρ, in the unit of the cost; `reach_for_gaps` reads one off the data. None, the
+            default: the marginals are exact, ρ = ∞. ρ ≪ τ: the one-sided field without mask.
+        masses: ``"unit"`` (default): every row of the couplings counts fully, also where the model
+            has gone farther than ρ from all data. ``"gradient"``: rows count by the share of mass
+            they keep, exp(−f/ρ), which makes V minus the gradient of the relaxed Sinkhorn
+            divergence; stray particles are then left alone. Only with a ``reach``.
         half_steps: A fixed, odd number of half-steps; k sweeps are 2k + 1. By default None:
             solved to ``tol``.
         tol: L1 error of the marginal that is not exact. 1e-3 is a field good to a few per cent,
@@ -40,7 +50,9 @@ class SinkhornDrift(SoftmaxDrift):
         max_half_steps: Cap on half-steps; reaching it warns (`ConvergenceWarning`).
         mask_self: False by default: the coupling OT_τ(q, q) needs its diagonal.
 
-    Source: "Sinkhorn drifting", arXiv 2603.12366, Algorithm 1 and Proposition 3.1.
+    Source: "Sinkhorn drifting", arXiv 2603.12366, Algorithm 1 and Proposition 3.1. Relaxed
+    marginals: Chizat et al. (2018), "Scaling algorithms for unbalanced optimal transport problems",
+    Algorithm 1; Séjourné et al. (2019), "Sinkhorn divergences for unbalanced optimal transport".
 
     Example:
         >>> import torch, keodrift as kd
@@ -51,6 +63,8 @@ class SinkhornDrift(SoftmaxDrift):
 
     _: KW_ONLY
     mask_self: bool = False
+    reach: float | None = None
+    masses: str = "unit"
     half_steps: int | None = None
     tol: float = 1e-3
     drift_tol: float | None = None
@@ -60,6 +74,10 @@ class SinkhornDrift(SoftmaxDrift):
         """Refuses nonsense when built."""
         super().__post_init__()
         _ = self.solver
+        object.__setattr__(self, "reach", check_reach(self.reach))
+        check_choice("masses", self.masses, ("unit", "gradient"))
+        if self.reach is None and self.masses != "unit":
+            raise OptionError("masses", repr(self.masses), "a reach, or 'unit': all masses are 1")
         if self.drift_tol is None:
             return
         check_positive("drift_tol", self.drift_tol)
@@ -75,13 +93,13 @@ class SinkhornDrift(SoftmaxDrift):
 
     def _fit(self, clouds: Clouds, start: Field | None) -> SoftmaxField:
         x, a, how = clouds.x, clouds.a, (self.cost, self.tau, self.backend)
-        masked = self.masks(clouds)
+        masked, reach = self.masks(clouds), self.reach
         # Other draws, extra negatives or a mask break the symmetry of the self problem.
         symmetric = bool(self.cost.symmetric) and clouds.repels_itself
         symmetric = symmetric and not (clouds.has_negatives or masked)
         problems = (
-            EntropicProblem(x, clouds.y, a, clouds.b, *how),
-            EntropicProblem(x, clouds.z, a, clouds.c, *how, masked=masked, symmetric=symmetric),
+            EntropicProblem(x, clouds.y, a, clouds.b, *how, reach=reach),
+            EntropicProblem(x, clouds.z, a, clouds.c, *how, masked, symmetric, reach),
         )
         starts = [coarse, coarse]
         if isinstance(start, SoftmaxField) and start.couplings:
@@ -121,4 +139,7 @@ class SinkhornDrift(SoftmaxDrift):
     def _of(self, clouds: Clouds, couplings: tuple[Coupling, ...]) -> SoftmaxField:
         data, model = (coupling.bias for coupling in couplings)
         kernels = tuple(coupling.problem.kernel for coupling in couplings)
-        return self.field(clouds, data, model, couplings=couplings, kernels=kernels)
+        masses = None
+        if self.reach is not None and self.masses == "gradient":
+            masses = RowMasses(self.tau / (self.reach + self.tau))
+        return self.field(clouds, data, model, couplings=couplings, kernels=kernels, masses=masses)

@@ -1,7 +1,7 @@
 """Entropic couplings: a problem, a solver, its starts, and what comes out."""
 
 from keodrift.transport.problem import EntropicProblem
-from keodrift.transport.sinkhorn import Coupling, Sinkhorn, half_step, marginal_error
+from keodrift.transport.sinkhorn import Coupling, Sinkhorn
 from keodrift.transport.starts import Again, Carried, coarse, cooled, zero
 
 __all__ = [
@@ -12,7 +12,5 @@ __all__ = [
     "Sinkhorn",
     "coarse",
     "cooled",
-    "half_step",
-    "marginal_error",
     "zero",
 ]

@@ -4,6 +4,9 @@ With the rows of the coupling P exact, the dual F(g) = ⟨a, f(g)⟩ + ⟨b, g�
 and the negative Hessian diag(Pᵀ1) − Pᵀ diag(1/a) P. What half-steps mend slowly, the balance of
 mass between modes, are small eigenvalues of that matrix, which a factorisation does not mind. It
 costs k³, so this is for a hundred clusters.
+
+With relaxed marginals a′ = a·exp(−f/r) and b′ = b·exp(−g/r) the gradient is b′ − Pᵀ1 and the
+negative Hessian diag(Pᵀ1) + diag(b′)/r − λPᵀ diag(1/a′) P; both are divided by the mass of P here.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import torch
 from torch import Tensor
 
 from keodrift.reductions import all_costs
+from keodrift.transport.marginals import Marginals
 from keodrift.transport.problem import EntropicProblem
 
 LEAST = -150.0  # exponents stop here: what they stand for, and its square, is not denormal (slow)
@@ -32,43 +36,48 @@ def newton(problem: EntropicProblem, g: Tensor, *, tol: float) -> tuple[Tensor, 
         g: First potential on y, ``(…, M)``.
         tol: L1 error of the column marginal that is enough.
     """
-    a, b = problem.a, problem.b
+    a, b, held = problem.a, problem.b, problem.marginals
     tau = torch.as_tensor(problem.tau, dtype=torch.float64, device=b.device)[..., None, None]
     exponent = -all_costs(problem.x.double(), problem.y.double(), problem.cost) / tau
-    g = _ascend(exponent + b.log()[..., None, :], a, b, g, tol)
-    f = -_exponentials(exponent + (b.log() + g)[..., None, :])[1]
-    return -_exponentials((exponent + (a.log() + f)[..., None]).mT)[1], f
+    g = _ascend(exponent + b.log()[..., None, :], a, b, g, held, tol)
+    f = held.potential(_exponentials(exponent + (b.log() + g)[..., None, :])[1])
+    f, _ = held.centred(a, f, b, g)
+    return held.potential(_exponentials((exponent + (a.log() + f)[..., None]).mT)[1]), f
 
 
-def _ascend(kernel: Tensor, a: Tensor, b: Tensor, g: Tensor, tol: float) -> Tensor:
+def _ascend(kernel: Tensor, a: Tensor, b: Tensor, g: Tensor, held: Marginals, tol: float) -> Tensor:
     alive = b > 0  # points without weight have a potential, but no say
-    shares = a.clamp_min(torch.finfo(a.dtype).tiny)[..., None]
+    tiny = torch.finfo(a.dtype).tiny
 
-    def exact_rows(g: Tensor) -> tuple[Tensor, Tensor]:
-        """The coupling whose rows are exact, and its dual value."""
+    def exact_rows(g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The coupling whose rows are as they should be, these, its aim on columns, its dual."""
         weights, mass = _exponentials(kernel + g[..., None, :])
-        coupling = weights.mul_((a / weights.sum(-1))[..., None])
-        return coupling, (b * g).sum(-1) - (a * mass).sum(-1)
+        f = held.potential(mass)
+        rows, aim = held.shares(a, f), held.shares(b, g)
+        coupling = weights.mul_((rows / weights.sum(-1))[..., None])
+        return coupling, rows, aim, held.dual(a, f, b, g)
 
-    coupling, value = exact_rows(g)
+    coupling, rows, aim, value = exact_rows(g)
     ridge = torch.full_like(value, RIDGE)
     for _ in range(TRIALS):
         columns = coupling.sum(-2)
-        missing = (b - columns) * alive
+        missing = (aim - columns) * alive
         active = missing.abs().sum(-1) > tol
         if not bool(active.any()):
             break
-        curvature = torch.diag_embed((columns + ridge[..., None] * b).where(alive, 1.0))
-        curvature -= coupling.mT @ (coupling / shares)
+        steepness = columns + held.softness * aim + ridge[..., None] * b
+        curvature = torch.diag_embed(steepness.where(alive, 1.0))
+        curvature -= coupling.mT @ (coupling / (rows.clamp_min(tiny) / held.damping)[..., None])
         factor, failed = torch.linalg.cholesky_ex(curvature)
         there = g + torch.cholesky_solve(missing[..., None], factor)[..., 0]
-        trial, reached = exact_rows(there)
+        trial, _, hoped, reached = exact_rows(there)
         better = active & (failed == 0) & (reached >= value)
         if bool(better.any()):
             # A half-step, which never lowers the dual, settles what is not linear.
-            settled = (there + (b / trial.sum(-2)).log()).where(alive, g)
+            ratio = hoped.clamp_min(tiny) / trial.sum(-2).clamp_min(tiny)
+            settled = (there + held.damping * ratio.log()).where(alive, g)
             g = settled.where(better[..., None], g)
-            coupling, value = exact_rows(g)
+            coupling, rows, aim, value = exact_rows(g)
         eased = (DECAY * ridge).clamp_min(LEAST_RIDGE)
         ridge = eased.where(better, torch.where(active, GROWTH * ridge, ridge))
     return g

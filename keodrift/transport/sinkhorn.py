@@ -1,7 +1,7 @@
 """Entropic couplings: potentials by a fixed number of half-steps, or to a tolerance.
 
-Here potentials are in units of τ, so that a half-step is f = −log-mass. Weights are float64 with
-sum 1.
+Here potentials are in units of τ, so that a half-step is f = −log-mass (−λ·log-mass with relaxed
+marginals). Weights are float64 with sum 1.
 
 Why a solve may be slow: once the kernel links every mode to itself, what is left are mass
 imbalances between modes, and plain half-steps mend those at a rate exp(−gap/τ). Anderson's
@@ -21,7 +21,6 @@ from torch import Tensor
 
 from keodrift.checks import check_positive
 from keodrift.errors import ConvergenceWarning, OptionError, users_stacklevel
-from keodrift.reductions import GibbsKernel
 from keodrift.transport.anderson import Anderson
 from keodrift.transport.problem import EntropicProblem
 
@@ -73,14 +72,17 @@ class Coupling:
     def marginal_error(self) -> Tensor:
         """L1 error of the column marginal of the row-normalised coupling, ``(…,)``.
 
+        With relaxed marginals, where rows are a·exp(−f/r), it is the distance of the columns from
+        b·exp(−g/r), which belongs to g, relative to the mass of that: a coupling that leaves nearly
+        all mass where it is still has barycentres, which are to be right.
+
         With what the arithmetic may hide, so that the true one is not above it. Known from a solve;
         after a fixed number of half-steps it takes two passes, on demand.
         """
         if self.error is not None:
             return self.error
         p, f = self.problem, self._row_step()
-        seen = marginal_error(p.b, self.g, half_step(p.kernel.T, p.a, f))
-        error = seen + p.kernel.rounding(p.a, p.b, f, self.g)
+        error = p.marginal_error(self.g, p.column_step(f)) + p.rounding(f, self.g)
         return torch.where(p.infeasible, FARTHEST, error)
 
     @property
@@ -92,19 +94,34 @@ class Coupling:
     def value(self) -> Tensor:
         """OT_τ = ⟨a, f⟩ + ⟨b, g⟩, in the unit of the cost, ``(…,)``.
 
-        With f the half-step of g the coupling has mass 1, and the value is exact to second order
-        in the error of g. That half-step is done in float64: its rounding counts τ times.
+        With relaxed marginals OT_{τ,ρ}, the least ⟨C, π⟩ + τKL(π | a⊗b) + ρKL(π₁ | a) +
+        ρKL(π₂ | b). With f the half-step of g it is exact to second order in the error of g.
         """
-        p = self.problem
-        exact = replace(p, x=p.x.double(), y=p.y.double())
-        return p.tau * dual(p, half_step(exact.kernel, p.b, self.g, self.row), self.g)
+        return self.problem.value(self._exact_row_step, self.g)
+
+    @property
+    def kept(self) -> tuple[Tensor, Tensor]:
+        """Shares of their weight that x and y keep, ``(…, N)`` and ``(…, M)``: 1 if balanced."""
+        marginals = self.problem.marginals
+        return marginals.kept(self._exact_row_step), marginals.kept(self.g)
+
+    @property
+    def log_mass(self) -> Tensor | None:
+        """Near the log-mass of `bias` at x, ``(…, N)``, if that is known."""
+        return None if self.row is None else self.problem.marginals.log_mass(self.row)
 
     def potential_at(self, points: Tensor) -> Tensor:
         """The potential g as a function of points ``(…, K, d)`` in the space of y, ``(…, K)``."""
-        return half_step(self.problem.at_columns(points), self.problem.a, self.f)
+        return self.problem.column_step(self.f, at=points)
 
     def _row_step(self) -> Tensor:
-        return half_step(self.problem.kernel, self.problem.b, self.g, self.row)
+        return self.problem.row_step(self.g, self.row)
+
+    @cached_property
+    def _exact_row_step(self) -> Tensor:
+        """In float64, for values: its rounding counts τ times."""
+        p = self.problem
+        return replace(p, x=p.x.double(), y=p.y.double()).row_step(self.g, self.row)
 
 
 Start = Callable[[EntropicProblem, "Sinkhorn"], Coupling]
@@ -155,11 +172,10 @@ class Sinkhorn:
         return found
 
     def _iterate(self, problem: EntropicProblem, half_steps: int) -> Coupling:
-        kernel, a, b = problem.kernel, problem.a, problem.b
-        f, g = None, torch.zeros_like(b)
+        f, g = None, torch.zeros_like(problem.b)
         for step in range((half_steps - 1) // 2):
-            f = half_step(kernel, b, g, f)
-            g = half_step(kernel.T, a, f, g if step else None)
+            f = problem.row_step(g, f)
+            g = problem.column_step(f, g if step else None)
         reason = f"did the {half_steps} half-steps that were asked for"
         return Coupling(problem, g, self.tol, f, half_steps, reason=reason)
 
@@ -168,19 +184,19 @@ class Sinkhorn:
         begin = start(problem, self)
         if begin.error is not None and bool(begin.converged.all()):
             return begin
-        kernel, a, b, tol = problem.kernel, problem.a, problem.b, self.tol
+        tol = self.tol
         g, f, half_steps = begin.g, begin.row, begin.half_steps - 1
-        memory = Anderson(b)
-        slack = 64 * kernel.eps
+        memory = Anderson(problem.b)
+        slack = 64 * problem.kernel.eps
         hopeless = problem.infeasible
         plain: Tensor | None = None
         value: Tensor | None = None
         floor: Tensor | None = None
-        image, best = g, torch.full_like(b[..., 0], torch.inf)
+        image, best = g, torch.full_like(problem.b[..., 0], torch.inf)
         error, stale = best if begin.error is None else begin.error, torch.zeros_like(best)
         while half_steps < self.max_half_steps:
-            f, half_steps = half_step(kernel, b, g, f), half_steps + 1
-            reached = dual(problem, f, g)
+            f, half_steps = problem.row_step(g, f), half_steps + 1
+            reached = problem.dual(f, g)
             if plain is not None and value is not None:
                 # The dual never falls under plain half-steps; where an extrapolation lowers it,
                 # the plain step it replaced is taken instead.
@@ -188,13 +204,14 @@ class Sinkhorn:
                 if bool(worse.any()):
                     memory.forget(worse)
                     g = torch.where(worse[..., None], plain, g)
-                    f, half_steps = half_step(kernel, b, g, f), half_steps + 1
-                    reached = dual(problem, f, g)
+                    f, half_steps = problem.row_step(g, f), half_steps + 1
+                    reached = problem.dual(f, g)
             value = reached
-            image, half_steps = half_step(kernel.T, a, f, g), half_steps + 1
-            seen = marginal_error(b, g, image)
+            f, g = problem.centred(f, g)
+            image, half_steps = problem.column_step(f, g), half_steps + 1
+            seen = problem.marginal_error(g, image)
             if floor is None or bool(((seen <= tol) | (seen <= floor)).all()):
-                floor = kernel.rounding(a, b, f, g)
+                floor = problem.rounding(f, g)
             error = torch.where(hopeless, FARTHEST, seen + floor)
             better = seen < 0.9 * best
             best, stale = seen.where(better, best), torch.where(better, 0, stale + 1)
@@ -218,24 +235,3 @@ class Sinkhorn:
         limit = "the cap" if half_steps >= self.max_half_steps else "what the dtype can tell"
         begin = f"stopped after {half_steps} half-steps, at {limit}"
         return f"{begin}, with marginal error {worst:.1e} > {tol:g}"
-
-
-def half_step(
-    kernel: GibbsKernel, weights: Tensor, potential: Tensor, guess: Tensor | None = None
-) -> Tensor:
-    """f_i = −log Σ_j b_j exp(g_j − C_ij/τ): makes the rows of the coupling exact.
-
-    A query without atoms (its own, masked) has no row to make exact; its potential is 0.
-    """
-    mass = kernel.log_mass(weights.log() + potential, None if guess is None else -guess)
-    return -mass.masked_fill(torch.isneginf(mass), 0)
-
-
-def marginal_error(weights: Tensor, potential: Tensor, image: Tensor) -> Tensor:
-    """Σ_j b_j |exp(g_j − G(g)_j) − 1|: how far the marginal at ``g`` is from ``weights``."""
-    return (weights * torch.expm1((potential - image).clamp(max=700)).abs()).sum(-1)
-
-
-def dual(problem: EntropicProblem, f: Tensor, g: Tensor) -> Tensor:
-    """⟨a, f⟩ + ⟨b, g⟩ in units of τ, ``(…,)``: the dual value where f is the half-step of g."""
-    return (problem.a * f).sum(-1) + (problem.b * g).sum(-1)

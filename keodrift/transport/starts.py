@@ -17,7 +17,7 @@ from torch import Tensor
 from keodrift.reductions import mean_cost
 from keodrift.transport.newton import newton
 from keodrift.transport.problem import EntropicProblem
-from keodrift.transport.sinkhorn import Coupling, Sinkhorn, half_step
+from keodrift.transport.sinkhorn import Coupling, Sinkhorn
 
 CLUSTERS = 4096  # at most, at the finest coarse level
 REFINEMENT = 4  # points a cluster, at least, from level to level
@@ -44,10 +44,9 @@ def cooled(problem: EntropicProblem, solver: Sinkhorn) -> Coupling:
     levels = math.floor(math.log(ratio, COOLING)) if 1 < ratio < math.inf else 0
     g = torch.zeros_like(problem.b)
     for level in range(levels, 0, -1):
-        kernel = problem.at(tau * COOLING**level).kernel
+        warmer = problem.at(tau * COOLING**level)
         # The potential stays what it is in the unit of the cost.
-        f = half_step(kernel, problem.b, g / COOLING**level)
-        g = half_step(kernel.T, problem.a, f) * COOLING**level
+        g = warmer.column_step(warmer.row_step(g / COOLING**level)) * COOLING**level
     return Coupling(problem, g, solver.tol)
 
 
@@ -66,7 +65,7 @@ def coarse(problem: EntropicProblem, solver: Sinkhorn) -> Coupling:
     rougher = replace(solver, tol=COARSE_TOL * solver.tol, max_half_steps=patience)
     found = rougher.solve(coarser, coarse)
     g = found.potential_at(problem.y)
-    f = half_step(coarser.at_rows(problem.x), coarser.b, found.g)
+    f = coarser.row_step(found.g, at=problem.x)
     return Coupling(problem, g, solver.tol, f, coarse=found.levels)
 
 
