@@ -35,10 +35,10 @@ from keodrift.metrics import (
 )
 from keodrift.networks import MLP, sample
 from keodrift.plots import new_figure, save_figure
+from keodrift.reach import reach_for_gaps
 from keodrift.settings import run_script
 from keodrift.studies import Row, Study, markdown_table, run_missing, run_study
 from keodrift.tasks import target_batches
-from keodrift.temperature import reach_for_gaps
 from keodrift.training import Objective, Trainer
 
 NEGATIVES = ["self", "masked", "fresh", "crossed"]
@@ -55,7 +55,8 @@ SETTINGS = {
     "samples": 384_000,  # points a run sees, in all: large batches make fewer steps
     "least_steps": 300,  # but no fewer than these
     "looks": 5,  # at a training
-    "judged": 2000,  # points of the network
+    "judged": 2000,  # points of the network for distances
+    "counted": 20_000,  # and for masses
     "limit": 0,  # cells to do now, at most; 0 for all
     "workers": 2,
     "output": "outputs/which_training",
@@ -69,6 +70,7 @@ QUICK = {
     "least_steps": 5,
     "looks": 1,
     "judged": 200,
+    "counted": 200,
 }
 WRONG = {2: 0.9, 8: 0.65}  # share of the first mode that the network has learned
 
@@ -85,6 +87,7 @@ class Cell:
     steps: int
     looks: int
     judged: int
+    counted: int
 
     @property
     def name(self) -> str:
@@ -103,10 +106,12 @@ def drift_of(cell: Cell, data: Tensor) -> kd.SinkhornDrift:
 
 
 def judge(points: Tensor, real: Tensor, target: Target) -> Row:
+    """Masses are counted over all points, distances are those of as many as there are real ones."""
+    few = points[: len(real)]
     row: Row = {
-        "w2_squared": wasserstein_squared(points, real, cap=len(real)),
+        "w2_squared": wasserstein_squared(few, real, cap=len(real)),
         "variance_ratio": variance_ratio(points, real),
-        "nearest_neighbour": nearest_neighbour_test(points, real),
+        "nearest_neighbour": nearest_neighbour_test(few, real),
     }
     if target.modes is not None:
         row["stray"] = mode_coverage(points, target.modes, target.mode_radius).stray
@@ -171,7 +176,7 @@ def uneven(target: Target) -> Target:
 def beginning(spec: tuple[str, int, int], path: Path) -> None:
     """A network that has learned the wrong masses, the same for all trainings of a seed."""
     name, seed, steps = spec
-    cell = Cell(name, "fresh", "independent", "converged", 256, 0.1, seed, steps, 1, 0)
+    cell = Cell(name, "fresh", "independent", "converged", 256, 0.1, seed, steps, 1, 0, 0)
     network = network_of(seed)
     average = trained(network, uneven(get_target(name)), cell, seeded(seed)).average
     with atomic_path(path) as draft:
@@ -188,10 +193,12 @@ def train(cell: Cell, path: Path) -> None:
     if wrong:
         start = start_of(name, cell.seed, cell.steps if cell.steps < 300 else 1500)
         network.load_state_dict(torch.load(path.with_name(start)))
-    real, other = (target.sample(cell.judged, seeded(1000 + k)) for k in range(2))
+    real, other = (
+        target.sample(n, seeded(1000 + k)) for k, n in enumerate((cell.judged, cell.counted))
+    )
 
     def look(model: torch.nn.Module) -> Row:
-        return judge(sample(model, cell.judged, seeded(2000)), real, target)
+        return judge(sample(model, cell.counted, seeded(2000)), real, target)
 
     before = look(network) if wrong else None
     trainer = trained(network, target, cell, seeded(cell.seed), look)
@@ -221,7 +228,7 @@ class WhichTraining(Study[Cell]):
                 target, negatives, draw, solve = kind
                 if negatives == "masked" and draw == "balanced":
                     continue  # is refused: it expands
-                shape = (batch, tau, seed, steps, config.looks, config.judged)
+                shape = (batch, tau, seed, steps, config.looks, config.judged, config.counted)
                 cell = Cell(target, negatives, draw, solve, *shape)
                 cells[cell.name] = cell
         return cells
