@@ -171,10 +171,10 @@ class RowMasses:
     With f = −λτ·log-mass that is a power of the mass, which is known anywhere.
 
     Attributes:
-        share: The power, 1 − λ = τ/(ρ + τ).
+        share: The power, 1 − λ = τ/(ρ + τ), ``(…, 1)``.
     """
 
-    share: float
+    share: Tensor
 
     def __call__(
         self, field: SoftmaxField, data: GibbsKernel, model: GibbsKernel, at_particles: bool

@@ -108,17 +108,24 @@ class Drift(ABC):
         inputs = (particles, data, drawn, extra)
         with torch.no_grad():
             if not labelled:
-                return recipe._fit(Clouds.of(*inputs, dtype=x.dtype), start)
+                return recipe._fitted(Clouds.of(*inputs, dtype=x.dtype), start)
             d, device = x.shape[-1], x.device.type
 
             def together(n: int, m: int, problems: int) -> bool:
                 return recipe._together(n, m, d, problems, device)
 
-            return fit_by_class(recipe._fit, together, *inputs, dtype=x.dtype, start=start)
+            return fit_by_class(recipe._fitted, together, *inputs, dtype=x.dtype, start=start)
 
     @abstractmethod
     def _fit(self, clouds: Clouds, start: Field | None) -> Field:
         """The recipe, on checked inputs, without a graph."""
+
+    def _fitted(self, clouds: Clouds, start: Field | None) -> Field:
+        return self._at(clouds)._fit(clouds, start)
+
+    def _at(self, clouds: Clouds) -> Drift:
+        """The recipe with what it takes from the clouds of one fit."""
+        return self
 
     def _tried_on(self, *clouds: Tensor) -> Drift:
         """The recipe with what it has to learn of these clouds first."""

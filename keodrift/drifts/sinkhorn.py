@@ -7,6 +7,7 @@ import warnings
 from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
+from torch import Tensor
 
 from keodrift.checks import check_choice, check_positive, check_reach
 from keodrift.drifts.clouds import Clouds
@@ -91,6 +92,12 @@ class SinkhornDrift(SoftmaxDrift):
         """How its couplings are found."""
         return Sinkhorn(self.half_steps, self.tol, self.max_half_steps)
 
+    def _in_units(self, unit: Tensor) -> SoftmaxDrift:
+        absolute = super()._in_units(unit)
+        if self.reach is not None:
+            object.__setattr__(absolute, "reach", unit * self.reach)
+        return absolute
+
     def _fit(self, clouds: Clouds, start: Field | None) -> SoftmaxField:
         x, a, how = clouds.x, clouds.a, (self.cost, self.tau, self.backend)
         masked, reach = self.masks(clouds), self.reach
@@ -141,5 +148,5 @@ class SinkhornDrift(SoftmaxDrift):
         kernels = tuple(coupling.problem.kernel for coupling in couplings)
         masses = None
         if self.reach is not None and self.masses == "gradient":
-            masses = RowMasses(self.tau / (self.reach + self.tau))
+            masses = RowMasses(1 - couplings[0].problem.marginals.damping)
         return self.field(clouds, data, model, couplings=couplings, kernels=kernels, masses=masses)

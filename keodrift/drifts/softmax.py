@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
@@ -11,10 +12,17 @@ from torch import Tensor
 from keodrift import checks
 from keodrift.costs import as_cost
 from keodrift.drifts.base import Drift
-from keodrift.drifts.clouds import Clouds
+from keodrift.drifts.clouds import Clouds, count
 from keodrift.errors import OptionError
 from keodrift.fields import Field, FlooredField, JointRows, Side, SoftmaxField
-from keodrift.reductions import Engine, GibbsKernel, check_backend, choose_backend, gibbs_kernel
+from keodrift.reductions import (
+    Engine,
+    GibbsKernel,
+    check_backend,
+    choose_backend,
+    expected_cost,
+    gibbs_kernel,
+)
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,9 @@ class SoftmaxDrift(Drift):
     Attributes:
         tau: Temperature τ > 0, in the unit of the cost. Small: each particle sees its nearest
             data; large: only the means.
+        relative: τ (and a reach) in units of the mean cost between particles and all they meet,
+            data and model cloud, in every problem and class by its own; 0.05 is a start. By
+            default τ is what it is.
         cost: Ground cost: ``"half_squared"`` (½‖x−y‖², default: τ is a variance),
             ``"squared"``, ``"euclidean"``, a `Cost`, or an expression ``c(x, y)``.
         mask_self: Excludes each particle from its own repulsion; nothing is excluded where other
@@ -35,6 +46,7 @@ class SoftmaxDrift(Drift):
 
     tau: float
     _: KW_ONLY
+    relative: bool = False
     cost: Any = "half_squared"
     mask_self: bool = True
     velocity: str = "barycentric"
@@ -46,12 +58,14 @@ class SoftmaxDrift(Drift):
         object.__setattr__(self, "cost", as_cost(self.cost))
         checks.check_choice("velocity", self.velocity, ("barycentric", "gradient"))
         check_backend(self.backend)
-        if not isinstance(self.mask_self, bool):
-            raise OptionError("mask_self", repr(self.mask_self), "True or False")
+        for name in ("mask_self", "relative"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionError(name, repr(getattr(self, name)), "True or False")
 
     def _tried_on(self, *clouds: Tensor) -> SoftmaxDrift:
         cost = checks.check_cost(self.cost, *clouds)
-        checks.check_temperature(self.tau, cost, *clouds)
+        if not self.relative:
+            checks.check_temperature(self.tau, cost, *clouds)
         return self if cost is self.cost else replace(self, cost=cost)
 
     def _together(self, n: int, m: int, d: int, problems: int, device: str) -> bool:
@@ -61,6 +75,22 @@ class SoftmaxDrift(Drift):
             n, m, d, batch=problems, device=device, cost=self.cost, mask_self=self.mask_self
         )
         return choice.engine == "dense"
+
+    def _at(self, clouds: Clouds) -> SoftmaxDrift:
+        if not self.relative:
+            return self
+        x, a = clouds.x, clouds.a
+        met = ((clouds.y, clouds.b), (clouds.z, clouds.c))
+        counts = torch.stack([count(weights)[..., 0] for _, weights in met])
+        means = torch.stack([expected_cost(x, a, *other, self.cost) for other in met])
+        unit = (counts * means).sum(0) / counts.sum(0)
+        return self._in_units(torch.where(unit > 0, unit, 1.0))
+
+    def _in_units(self, unit: Tensor) -> SoftmaxDrift:
+        """The drift with a temperature a problem, in the unit of the cost."""
+        absolute = copy(self)  # what is checked at the door is one number
+        object.__setattr__(absolute, "tau", unit * self.tau)
+        return absolute
 
     def side(self, points: Tensor, bias: Tensor) -> Side:
         """A cloud with a bias, under this drift's cost, temperature and engine."""

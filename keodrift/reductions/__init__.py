@@ -1,6 +1,12 @@
 """The only code that meets N×M pairs: two verbs, four engines, and the choice between them."""
 
-from keodrift.reductions.distances import all_costs, mean_cost, median_distance, nearest
+from keodrift.reductions.distances import (
+    all_costs,
+    expected_cost,
+    mean_cost,
+    median_distance,
+    nearest,
+)
 from keodrift.reductions.engine import (
     ENGINES,
     Cells,
@@ -27,6 +33,7 @@ __all__ = [
     "all_costs",
     "check_backend",
     "choose_backend",
+    "expected_cost",
     "gibbs_kernel",
     "mean_cost",
     "median_distance",

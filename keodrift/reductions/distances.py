@@ -30,6 +30,35 @@ def mean_cost(x: Tensor, y: Tensor, cost: Cost, points: int | None = None) -> Te
     return total / (x.shape[-2] * y.shape[-2])
 
 
+def expected_cost(
+    x: Tensor, a: Tensor, y: Tensor, b: Tensor, cost: Cost, points: int = 2048
+) -> Tensor:
+    """Mean of C under weights of x and y, float64 ``(…,)``.
+
+    Args:
+        x: ``(…, N, d)``.
+        a: Weights of x, float64 ``(…, N)``.
+        y: ``(…, M, d)``.
+        b: Weights of y, float64 ``(…, M)``.
+        cost: The ground cost.
+        points: At most so many points of each cloud enter, evenly picked; those without weight
+            count alike where all that were picked have none.
+    """
+    sides = []
+    for z, weights in ((x, a), (y, b)):
+        step = -(-z.shape[-2] // points)
+        few, mass = z[..., ::step, :], weights[..., ::step]
+        total = mass.sum(-1, keepdim=True)
+        even = torch.full_like(mass, 1 / mass.shape[-1])
+        sides.append((few, torch.where(total > 0, mass / total, even)))
+    (x, a), (y, b) = sides
+    mean = torch.zeros(x.shape[:-2], dtype=torch.float64, device=x.device)
+    rows = max(1, BLOCK // (y.numel() if not cost.by_distance else y[..., 0].numel()))
+    for part, mass in zip(x.split(rows, -2), a.split(rows, -1), strict=True):
+        mean += (mass * (all_costs(part, y, cost).double() @ b[..., None])[..., 0]).sum(-1)
+    return mean
+
+
 def all_costs(x: Tensor, y: Tensor, cost: Cost) -> Tensor:
     """C of every pair of two small clouds, ``(…, N, M)``."""
     block = pair_costs(cost, x.reshape(-1, *x.shape[-2:]), y.reshape(-1, *y.shape[-2:]))
