@@ -2,14 +2,13 @@
 
     python benchmarks/solver.py
     python benchmarks/solver.py size=10000 tolerances=[1e-3] seeds=1
-    python benchmarks/solver.py reach=2
 
 Each half-step is one pass over all pairs. Counted are those on the full problem, the one of the
 barycentre included; coarse levels cost a fraction of one. *Plain* alternates from g = 0, *Anderson*
 extrapolates from there, *coarse start* begins at the potential of clusters as `SinkhornDrift` does.
-The kernel is exp(−‖x−y‖²/τ). With a reach every problem has a row
-more, with marginals relaxed at that price, in the unit of ‖x−y‖². The exit status is 1 where a coarse start takes more half-steps than
-plain alternation, or float32 misses a tolerance that float64 reaches.
+The kernel is exp(−‖x−y‖²/τ). With ``reach=`` every problem has a second row, with marginals relaxed
+at that price, in the unit of ‖x−y‖². The exit status is 1 where a coarse start takes more
+half-steps than plain alternation, or float32 misses a tolerance that float64 reaches.
 """
 
 from __future__ import annotations

@@ -63,3 +63,21 @@ def test_the_true_error_is_that_of_the_plan(fuzz):
     (coupling, _) = kd.SinkhornDrift(1.0, half_steps=1).fit(x, y).couplings
     true, logit = fuzz.true_error(coupling)
     assert true == 1.0 == pytest.approx(float(coupling.marginal_error), rel=1e-3) and logit < 1e-3
+
+
+def test_the_true_error_of_a_relaxed_plan_is_relative_to_its_mass(fuzz):
+    """From g = 0 at ρ = τ: rows keep e^(−f) = √½ of their mass, all of it on the near point."""
+    x, y = torch.tensor([[0.0], [0.0]]), torch.tensor([[0.0], [100.0]])
+    (coupling, _) = kd.SinkhornDrift(1.0, reach=1.0, half_steps=1).fit(x, y).couplings
+    expected = abs(0.5**0.5 - 0.5) + 0.5
+    assert fuzz.true_error(coupling)[0] == pytest.approx(expected, rel=1e-12)
+    assert float(coupling.marginal_error) == pytest.approx(expected, rel=1e-3)
+
+
+def test_some_drifts_have_a_reach(fuzz):
+    """And what else a case draws does not depend on it."""
+    drifts = [fuzz.draw(0, number).drift for number in range(200)]
+    drifts += [fuzz.draw_fit(0, number).drift for number in range(50)]
+    relaxed = [drift for drift in drifts if getattr(drift, "reach", None) is not None]
+    assert {drift.masses for drift in relaxed} == {"unit", "gradient"}
+    assert {drift.half_steps is None for drift in relaxed} == {True, False}
