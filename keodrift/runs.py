@@ -52,6 +52,8 @@ class TrainConfig:
     seed: int = MISSING
     device: str = MISSING
     batch: int = MISSING
+    negatives: str = MISSING
+    balanced: bool = MISSING
     steps: int = MISSING
     ema: float = MISSING
     clip: float | None = MISSING
@@ -235,16 +237,20 @@ def _build(config: Any) -> tuple[PlanarTask, Trainer]:
     task = PlanarTask(
         build(config.data),
         batch=config.batch,
+        negatives=config.negatives,
+        balanced=config.balanced,
         evaluate_samples=config.evaluate_samples,
         seed=config.seed,
         device=device,
     )
     network = build(config.network).to(device)
+    objective = build(config.objective, _drifts(config.drift))
+    objective.check(fresh=config.negatives == "fresh", balanced=config.balanced)
     optimizer = build(config.optimizer, network.parameters())
     trainer = Trainer(
         network,
         task.batches(network),
-        build(config.objective, _drifts(config.drift)),
+        objective,
         optimizer,
         torch.Generator(device).manual_seed(config.seed),
         scheduler=None if config.scheduler is None else build(config.scheduler, optimizer),

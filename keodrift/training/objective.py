@@ -79,7 +79,8 @@ class Objective:
             ArgumentError: The batch is not what the drift or the negatives need.
         """
         check_samples(x)
-        self.check(batch)
+        drawn = bool(batch.model_inputs) or "model" in batch.options
+        self.check(fresh=drawn, balanced=batch.balanced)
         self._solves.clear()
         drifts: Any = self.drifts
         options = batch.options
@@ -92,18 +93,21 @@ class Objective:
             **(crossed(x, batch.data, options) if self.negatives == "crossed" else options),
         )
 
-    def check(self, batch: Batch) -> None:
-        """Refuses a batch that does not fit the negatives.
+    def check(self, *, fresh: bool, balanced: bool) -> None:
+        """Refuses batches that do not fit the negatives.
+
+        Args:
+            fresh: Whether they bring other draws of the network.
+            balanced: Whether they cover noise and data evenly.
 
         Raises:
-            OptionError: Fresh negatives have no inputs, others have, or a mask meets balanced
-                noise.
+            OptionError: Fresh negatives are missing, or others come with draws, or a mask meets
+                balanced batches.
         """
-        drawn = bool(batch.model_inputs) or "model" in batch.options
-        if drawn != (self.negatives == "fresh"):
-            got = f"{self.negatives!r} for a batch with{'' if drawn else 'out'} model_inputs"
+        if fresh != (self.negatives == "fresh"):
+            got = f"{self.negatives!r} for a batch with{'' if fresh else 'out'} model_inputs"
             raise OptionError("negatives", got, "'fresh' for batches with them, and for no others")
-        if batch.balanced and self.negatives in ("self", "masked"):
+        if balanced and self.negatives in ("self", "masked"):
             drifts: Any = self.drifts
             refuse_masks(drifts)
 
