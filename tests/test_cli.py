@@ -237,7 +237,8 @@ def test_python_and_configs_have_the_same_defaults():
         if name != "several":
             drift = build(compose("train", [f"drift={name}"]).drift)
             assert drift.cost == type(drift)(1.0).cost
-            papers = replace(drift, cost="squared", tau=0.1)
+            reach = {"reach": 2 * drift.reach} if getattr(drift, "reach", None) else {}
+            papers = replace(drift, cost="squared", tau=0.1, **reach)
             torch.testing.assert_close(drift(x, y), papers(x, y))
 
 
