@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
-from scipy.cluster.hierarchy import fcluster, linkage
 from torch import Tensor
 
 from keodrift.checks import check_cloud, check_cost, check_positive
@@ -54,13 +52,15 @@ def reach_for_gaps(y: Tensor, *, cost: Any = "half_squared", cap: int = 2000) ->
         drawn = torch.randperm(len(points), generator=generator)[:cap]
         points = points[drawn.to(points.device)]
     costs = all_costs(points.double(), points.double(), cost)
-    upper = torch.triu_indices(len(points), len(points), 1, device=costs.device)
-    lengths = ((costs + costs.mT) / 2)[upper[0], upper[1]].cpu().numpy()
-    if not np.any(lengths > 0):
+    first, second = torch.triu_indices(len(points), len(points), 1, device=costs.device)
+    lengths = ((costs + costs.mT) / 2)[first, second].cpu()
+    if not bool((lengths > 0).any()):
         raise ArgumentError("y", "points that coincide", "two points at least with a cost")
-    tree = linkage(lengths, method="single")
+    # Imported here: scipy takes longer to load than the package.
+    from scipy.cluster.hierarchy import fcluster, linkage
+
+    tree = linkage(lengths.numpy(), method="single")
     longest = float(tree[:, 2].max())
-    parts = fcluster(tree, longest / 2, criterion="distance")
-    first, second = upper.cpu().numpy()
-    inside = lengths[parts[first] == parts[second]]
-    return longest + WITHIN * float(inside.mean() if len(inside) else 0.0)
+    parts = torch.from_numpy(fcluster(tree, longest / 2, criterion="distance"))
+    inside = lengths[parts[first.cpu()] == parts[second.cpu()]]
+    return longest + WITHIN * (float(inside.mean()) if len(inside) else 0.0)

@@ -100,8 +100,26 @@ def test_large_batch_writes_figure_and_tables(tmp_path):
     assert page.count("| 1 | converged |") == 2  # one row a batch
 
 
+@pytest.mark.parametrize(
+    ("name", "words", "cells"),
+    [
+        ("equilibrium", ("quick=true",), 2 * 4),
+        ("which_training", ("quick=true", "few=true"), 2 * 9 + 1),
+        ("latent_training", ("quick=true", "trainings=['fresh, balanced']"), 1),
+    ],
+)
+def test_studies_of_training_write_figure_and_table(name, words, cells, tmp_path):
+    done = run(f"{name}.py", *words, "workers=0", f"output={tmp_path}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    assert (tmp_path / f"{name}.md").read_text() in done.stdout
+    assert len(list((tmp_path / "cells").iterdir())) == cells
+
+
 SCRIPTS = [
-    *(EXAMPLES / f"{name}.py" for name in ("demo", "wrong_masses", "large_batch")),
+    *(EXAMPLES / f"{name}.py" for name in (
+        "demo", "wrong_masses", "large_batch", "equilibrium", "which_training", "latent_training",
+    )),
     *(EXAMPLES.parent / "benchmarks" / f"{name}.py" for name in (
         "field_error", "fuzz", "memory", "passes", "scaling", "solver", "step",
     )),

@@ -163,11 +163,12 @@ class Relaxed(Marginals[Tensor]):
         return f - self.damping * shift, g + shift
 
     def as_exact(self, weights: Tensor, potential: Tensor) -> tuple[Tensor, Tensor]:
-        """Shares a′ and a potential f′ with a′·exp(f′) = a·exp(f)."""
+        """Shares a′ and a potential f′ with a′·exp(f′) = a·exp(f)/√mass."""
+        half = self._log_kept(weights, potential) / 2
         log_shares = self._log_shares(weights, potential).clamp_min(SMALLEST)
         alive = weights > 0
         shares = torch.where(alive, log_shares.exp(), 0.0)
-        return shares, torch.where(alive, weights.log() + potential - log_shares, potential)
+        return shares, torch.where(alive, weights.log() + potential - half - log_shares, potential)
 
     def _log_shares(self, weights: Tensor, potential: Tensor) -> Tensor:
         return torch.log_softmax(weights.log() - potential / self.ratio, -1)
