@@ -223,6 +223,14 @@ def draw(seed: int, number: int, keops: bool = False) -> Case:
         inputs["z_labels"] = inputs["x_labels"][dice.integers(n, len(z))]
         if "negatives" in inputs:
             inputs["negative_labels"] = dice.integers(classes, len(inputs["negatives"]))
+    others = Dice("model", seed, number)
+    if action != "divergence" and others.chance(0.3):  # other draws that repel
+        k = max(others.size(60), 1 + int(inputs["x_labels"].max()) if "x_labels" in inputs else 1)
+        inputs["model"] = (others.cloud(batch, k, d) * scale).to(dtype)
+        if others.chance(0.4):
+            inputs["model_weights"] = others.weights((*batch, k), dtype)
+        if "x_labels" in inputs:
+            inputs["model_labels"] = torch.arange(k) % (1 + int(inputs["x_labels"].max()))
     options: dict[str, Any] = {}
     if action == "loss":
         options = {"normalize": dice.chance(0.5), "scale_features": dice.chance(0.3)}
