@@ -181,10 +181,13 @@ class RowMasses:
     ) -> tuple[Tensor, Tensor]:
         """The masses m⁺, m⁻ at the queries of the kernels."""
         guesses = field.guesses(at_particles)
-        # Beside data that no particle reaches, far from all particles, they would overflow.
-        most = math.log(torch.finfo(field.particles.dtype).max ** 0.25)
+        # A row holds no more than the mass of all, 1 where no cost is negative. So only points of
+        # next to no weight, or beside data far from all particles, are above the number of pairs.
+        n = field.particles.shape[-2]
         plus, minus = (
-            (self.share * kernel.log_mass(side.bias, guess)).clamp(max=most).exp()
+            (self.share * kernel.log_mass(side.bias, guess))
+            .clamp(max=math.log(n * side.points.shape[-2]))
+            .exp()
             for kernel, side, guess in zip(
                 (data, model), (field.data, field.model), guesses, strict=True
             )

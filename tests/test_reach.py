@@ -501,7 +501,7 @@ def test_far_clouds_are_finite_and_converged(masses, dtype):
     expected = relaxed(p, rho, masses)
     assert float((field() - expected).norm() / expected.norm()) < 1e-2
     v = field(y.to(dtype))  # beside data that is far from all particles
-    assert bool(torch.isfinite(v).all())
+    assert bool(torch.isfinite(v).all()) and float(v.abs().max()) <= 60 * 50 * 80
 
 
 def test_single_precision_keeps_the_tolerance():
