@@ -18,7 +18,8 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,15 +34,18 @@ from keodrift.metrics import (
     variance_ratio,
     wasserstein_squared,
 )
-from keodrift.networks import MLP, sample
+from keodrift.networks import MLP, draw_noise
 from keodrift.plots import new_figure, save_figure
 from keodrift.reach import reach_for_gaps
+from keodrift.sampling import Pool
 from keodrift.settings import run_script
 from keodrift.studies import Row, Study, markdown_table, run_missing, run_study
 from keodrift.tasks import target_batches
-from keodrift.training import Objective, Trainer
+from keodrift.training import Batch, BatchSource, Objective, Trainer
 
 NEGATIVES = ["self", "masked", "fresh", "crossed"]
+ALSO = ["stratified", "pool"]  # tried beside them, with independent batches
+POOL = 4096  # draws and data of a pool
 TARGETS = ["eight_gaussians", "checkerboard", "two_modes, wrong", "eight_gaussians, wrong"]
 SOLVES = ["20 sweeps", "converged", "relaxed"]
 # The papers' training, each remedy alone, and together.
@@ -118,40 +122,96 @@ def drift_of(cell: Cell, data: Tensor) -> kd.SinkhornDrift:
     return kd.SinkhornDrift(**how)
 
 
-def judge(points: Tensor, real: Tensor, target: Target) -> Row:
-    """Masses are counted over all points, distances are those of as many as there are real ones."""
-    few = points[: len(real)]
-    row: Row = {
-        "w2_squared": wasserstein_squared(few, real, cap=len(real)),
-        "variance_ratio": variance_ratio(points, real),
-        "nearest_neighbour": nearest_neighbour_test(few, real),
-    }
-    if target.modes is not None:
-        row["stray"] = mode_coverage(points, target.modes, target.mode_radius).stray
-        share = torch.bincount(target.nearest_mode(points), minlength=len(target.modes))
-        row["wrong"] = float((share / len(points) - 1 / len(target.modes)).abs().sum() / 2)
-    return row
+@dataclass(frozen=True)
+class Judge:
+    """Points of a target: evenly drawn for W₂², which sees a network then and not the luck."""
+
+    target: Target
+    even: int
+    counted: int
+
+    def real(self, seed: int) -> tuple[Tensor, Tensor]:
+        pool = Pool(self.target.sample)
+        return pool.draw(self.even, seeded(seed)), self.target.sample(self.counted, seeded(seed))
+
+    def points(self, network: torch.nn.Module) -> tuple[Tensor, Tensor]:
+        noise = (
+            draw_noise(network, n, seeded(2000), balanced=balanced)
+            for n, balanced in ((self.even, True), (self.counted, False))
+        )
+        with torch.no_grad():
+            even, many = map(network, noise)
+        return even, many
+
+    def __call__(self, clouds: tuple[Tensor, Tensor]) -> Row:
+        (even, many), (real_even, real) = clouds, self.real(1000)
+        row: Row = {
+            "w2_squared": wasserstein_squared(even, real_even, cap=self.even),
+            "variance_ratio": variance_ratio(many, real),
+            "nearest_neighbour": nearest_neighbour_test(many, real, cap=self.even),
+        }
+        target = self.target
+        if target.modes is not None:
+            row["stray"] = mode_coverage(many, target.modes, target.mode_radius).stray
+            share = torch.bincount(target.nearest_mode(many), minlength=len(target.modes))
+            row["wrong"] = float((share / len(many) - 1 / len(target.modes)).abs().sum() / 2)
+        return row
 
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def pooled(drift: kd.SinkhornDrift, x: Tensor, y: Tensor, *, model: Tensor) -> Tensor:
+    """The field of a pool of draws and as many data, at the samples of a batch."""
+    return drift.fit(model, y)(x)
+
+
+def stratified(network: MLP, target: Target, size: int, random: torch.Generator) -> Batch:
+    """An independent batch whose weights give every mode its mass, of the data and of the model."""
+    modes = len(target.modes)
+
+    def shares(points: Tensor) -> tuple[Tensor, Tensor]:
+        mode = target.nearest_mode(points)
+        return torch.bincount(mode, minlength=modes) / len(points), mode
+
+    noise, data = draw_noise(network, size, random), target.sample(size, random)
+    with torch.no_grad():
+        found, mode = shares(network(noise))
+        wanted, _ = shares(network(draw_noise(network, POOL, random)))
+    own, data_mode = shares(data)
+    weights = {"x_weights": (wanted / found)[mode], "y_weights": (1 / modes / own)[data_mode]}
+    return Batch((noise,), data, weights)
+
+
+def setting(cell: Cell, network: MLP, target: Target) -> tuple[BatchSource, Objective]:
+    """Batches and loss of a training."""
+    drift = drift_of(cell, target.sample(2000, seeded(99)))
+    if cell.negatives == "stratified":
+        return partial(stratified, network, target, cell.batch), Objective(drift)
+    fresh = "fresh" if cell.negatives == "pool" else cell.negatives
+    size = POOL if cell.negatives == "pool" else cell.batch
+    balanced = cell.draw == "balanced"
+    batches = target_batches(network, target, size, negatives=fresh, balanced=balanced)
+    if cell.negatives != "pool":
+        return batches, Objective(drift, negatives=fresh)
+
+    def some(random: torch.Generator) -> Batch:
+        batch = batches(random)
+        noise = draw_noise(network, cell.batch, random, balanced=balanced)
+        return replace(batch, inputs=(noise,))
+
+    return some, Objective(partial(pooled, drift), negatives=fresh)
+
+
 def trained(
     network: MLP, target: Target, cell: Cell, random: torch.Generator, look=None
 ) -> Trainer:
-    batches = target_batches(
-        network,
-        target,
-        cell.batch,
-        negatives=cell.negatives,
-        balanced=cell.draw == "balanced",
-    )
-    drift = drift_of(cell, target.sample(2000, seeded(99)))
+    batches, objective = setting(cell, network, target)
     trainer = Trainer(
         network,
         batches,
-        Objective(drift, negatives=cell.negatives),
+        objective,
         torch.optim.Adam(network.parameters(), lr=1e-3),
         random,
         ema=0.98,
@@ -200,17 +260,15 @@ def train(cell: Cell, path: Path) -> None:
     if wrong:
         start = start_of(name, cell.seed, cell.steps if cell.steps < 300 else 1500)
         network.load_state_dict(torch.load(path.with_name(start)))
-    real, other = (
-        target.sample(n, seeded(1000 + k)) for k, n in enumerate((cell.judged, cell.counted))
-    )
+    judge = Judge(target, cell.judged, cell.counted)
 
     def look(model: torch.nn.Module) -> Row:
-        return judge(sample(model, cell.counted, seeded(2000)), real, target)
+        return judge(judge.points(model))
 
     before = look(network) if wrong else None
     trainer = trained(network, target, cell, seeded(cell.seed), look)
     looks = [row for row in trainer.history if "w2_squared" in row]
-    row = asdict(cell) | {"before": before, "looks": looks, "floor": judge(other, real, target)}
+    row = asdict(cell) | {"before": before, "looks": looks, "floor": judge(judge.real(1001))}
     write_json(path, row)
 
 
@@ -237,6 +295,8 @@ class WhichTraining(Study[Cell]):
                     continue
                 if negatives == "masked" and draw == "balanced":
                     continue  # is refused: it expands
+                if negatives in ALSO and (draw == "balanced" or target == "checkerboard"):
+                    continue  # the one presumes chance, the other needs modes
                 shape = (batch, tau, seed, steps, config.looks, config.judged, config.counted)
                 cell = Cell(target, negatives, draw, solve, *shape)
                 cells[cell.name] = cell
@@ -386,5 +446,5 @@ def main(config) -> None:
 
 
 if __name__ == "__main__":
-    choices = {"targets": TARGETS, "negatives": NEGATIVES, "solves": SOLVES}
+    choices = {"targets": TARGETS, "negatives": NEGATIVES + ALSO, "solves": SOLVES}
     run_script(main, SETTINGS, quick=QUICK, choices=choices)
