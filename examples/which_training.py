@@ -18,8 +18,8 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -43,7 +43,7 @@ from keodrift.studies import Row, Study, markdown_table, run_missing, run_study
 from keodrift.tasks import target_batches
 from keodrift.training import Batch, BatchSource, Objective, Trainer
 
-NEGATIVES = ["self", "masked", "fresh", "crossed"]
+NEGATIVES = ["self", "masked", "fresh", "crossed", "4 x fresh"]  # the last with 4 × as many data
 ALSO = ["stratified", "pool"]  # tried beside them, with independent batches
 POOL = 4096  # draws and data of a pool
 TARGETS = ["eight_gaussians", "checkerboard", "two_modes, wrong", "eight_gaussians, wrong"]
@@ -58,7 +58,8 @@ FEW = [
     ("fresh", "balanced", "20 sweeps"),
     ("fresh", "balanced", "converged"),
     ("fresh", "balanced", "relaxed"),
-    ("crossed", "balanced", "relaxed"),
+    ("4 x fresh", "balanced", "20 sweeps"),
+    ("4 x fresh", "balanced", "relaxed"),
 ]
 SETTINGS = {
     "targets": TARGETS,
@@ -71,6 +72,7 @@ SETTINGS = {
     "seeds": [0, 1, 2, 3, 4],
     "samples": 384_000,  # points a run sees, in all: large batches make fewer steps
     "least_steps": 300,  # but no fewer than these
+    "rate": 3e-3,  # of Adam
     "looks": 3,  # at a training
     "judged": 2000,  # points of the network for distances
     "counted": 20_000,  # and for masses
@@ -101,6 +103,7 @@ class Cell:
     batch: int
     tau: float
     seed: int
+    rate: float
     steps: int
     looks: int
     judged: int
@@ -110,7 +113,8 @@ class Cell:
     def name(self) -> str:
         words = (self.target, self.negatives, self.draw, self.solve)
         name = "-".join(words).replace(", ", "_").replace(" ", "_")
-        return f"{name}-n{self.batch}-tau{self.tau:g}-{self.steps}-seed{self.seed}.json"
+        shape = f"n{self.batch}-tau{self.tau:g}-{self.steps}x{self.rate:g}"
+        return f"{name}-{shape}-seed{self.seed}.json"
 
 
 def drift_of(cell: Cell, data: Tensor) -> kd.SinkhornDrift:
@@ -130,8 +134,9 @@ class Judge:
     even: int
     counted: int
 
+    @cache  # noqa: B019 (a judge lives as long as its process)
     def real(self, seed: int) -> tuple[Tensor, Tensor]:
-        pool = Pool(self.target.sample)
+        pool = Pool(self.target.sample, size=1 << 20)
         return pool.draw(self.even, seeded(seed)), self.target.sample(self.counted, seeded(seed))
 
     def points(self, network: torch.nn.Module) -> tuple[Tensor, Tensor]:
@@ -189,19 +194,18 @@ def setting(cell: Cell, network: MLP, target: Target) -> tuple[BatchSource, Obje
     drift = drift_of(cell, target.sample(2000, seeded(99)))
     if cell.negatives == "stratified":
         return partial(stratified, network, target, cell.batch), Objective(drift)
-    fresh = "fresh" if cell.negatives == "pool" else cell.negatives
-    size = POOL if cell.negatives == "pool" else cell.batch
-    balanced = cell.draw == "balanced"
-    batches = target_batches(network, target, size, negatives=fresh, balanced=balanced)
-    if cell.negatives != "pool":
-        return batches, Objective(drift, negatives=fresh)
-
-    def some(random: torch.Generator) -> Batch:
-        batch = batches(random)
-        noise = draw_noise(network, cell.batch, random, balanced=balanced)
-        return replace(batch, inputs=(noise,))
-
-    return some, Objective(partial(pooled, drift), negatives=fresh)
+    more = {"4 x fresh": 4 * cell.batch, "pool": POOL}
+    negatives = "fresh" if cell.negatives in more else cell.negatives
+    batches = target_batches(
+        network,
+        target,
+        cell.batch,
+        negatives=negatives,
+        balanced=cell.draw == "balanced",
+        data_size=more.get(cell.negatives),
+    )
+    field = partial(pooled, drift) if cell.negatives == "pool" else drift
+    return batches, Objective(field, negatives=negatives)
 
 
 def trained(
@@ -212,7 +216,7 @@ def trained(
         network,
         batches,
         objective,
-        torch.optim.Adam(network.parameters(), lr=1e-3),
+        torch.optim.Adam(network.parameters(), lr=cell.rate),
         random,
         ema=0.98,
         evaluate=look,
@@ -243,7 +247,7 @@ def uneven(target: Target) -> Target:
 def beginning(spec: tuple[str, int, int], path: Path) -> None:
     """A network that has learned the wrong masses, the same for all trainings of a seed."""
     name, seed, steps = spec
-    cell = Cell(name, "fresh", "independent", "converged", 256, 0.1, seed, steps, 1, 0, 0)
+    cell = Cell(name, "fresh", "independent", "converged", 256, 0.1, seed, 1e-3, steps, 1, 0, 0)
     network = MLP(width=128, hidden=3, seed=seed)
     average = trained(network, uneven(get_target(name)), cell, seeded(seed)).average
     with atomic_path(path) as draft:
@@ -297,8 +301,9 @@ class WhichTraining(Study[Cell]):
                     continue  # is refused: it expands
                 if negatives in ALSO and (draw == "balanced" or target == "checkerboard"):
                     continue  # the one presumes chance, the other needs modes
-                shape = (batch, tau, seed, steps, config.looks, config.judged, config.counted)
-                cell = Cell(target, negatives, draw, solve, *shape)
+                shape = (batch, tau, seed, config.rate, steps, config.looks)
+                counts = (config.judged, config.counted)
+                cell = Cell(target, negatives, draw, solve, *shape, *counts)
                 cells[cell.name] = cell
         return cells
 

@@ -52,6 +52,7 @@ class TrainConfig:
     seed: int = MISSING
     device: str = MISSING
     batch: int = MISSING
+    data_batch: int | None = None
     negatives: str = MISSING
     balanced: bool = MISSING
     steps: int = MISSING
@@ -237,6 +238,7 @@ def _build(config: Any) -> tuple[PlanarTask, Trainer]:
     task = PlanarTask(
         build(config.data),
         batch=config.batch,
+        data_batch=config.data_batch,
         negatives=config.negatives,
         balanced=config.balanced,
         evaluate_samples=config.evaluate_samples,

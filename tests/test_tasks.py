@@ -42,7 +42,8 @@ def test_a_conditional_network_gets_the_nearest_mode_as_class():
     noise, labels = batch.inputs
     assert noise.shape == (64, 2)
     assert (batch.data - EIGHT.modes[labels]).norm(dim=1).max() < EIGHT.mode_radius
-    assert batch.options["x_labels"] is labels and batch.options["y_labels"] is labels
+    assert torch.equal(batch.options["x_labels"], labels)
+    assert torch.equal(batch.options["y_labels"], labels)
 
 
 def test_a_conditional_network_needs_one_class_a_mode():
@@ -125,7 +126,8 @@ def test_balanced_conditional_batches_cover_the_noise_of_every_class():
     batch = target_batches(conditional(), EIGHT, 512, balanced=True)(seeded())
     noise, labels = batch.inputs
     assert torch.equal(labels, EIGHT.nearest_mode(batch.data))
-    assert batch.options["x_labels"] is labels and batch.options["y_labels"] is labels
+    assert torch.equal(batch.options["x_labels"], labels)
+    assert torch.equal(batch.options["y_labels"], labels)
     for c in range(8):
         mine = noise[labels == c]
         assert ((mine > 0).sum(0) - len(mine) / 2).abs().max() <= 2
@@ -190,3 +192,80 @@ def test_one_point_judges_nothing():
     with pytest.raises(OptionError, match="^evaluate_samples: got 1"):
         PlanarTask(EIGHT, evaluate_samples=1)
     assert PlanarTask(EIGHT, batch=1, evaluate_samples=2).batch == 1
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("negatives", ["self", "fresh"])
+@pytest.mark.parametrize("data_size", [None, 96])
+def test_planar_batches_have_as_many_fresh_draws_as_data(balanced, negatives, data_size):
+    how = {"balanced": balanced, "negatives": negatives, "data_size": data_size}
+    for network in (MLP(), conditional()):
+        batch = target_batches(network, EIGHT, 32, **how)(seeded())
+        m = data_size or 32
+        assert len(batch.data) == m and len(batch.inputs[0]) == 32
+        assert batch.balanced == balanced
+        assert [len(z) for z in batch.model_inputs] == [m] * len(batch.model_inputs)
+        assert bool(batch.model_inputs) == (negatives == "fresh")
+        if len(batch.inputs) > 1:
+            y_labels = EIGHT.nearest_mode(batch.data)
+            assert torch.equal(batch.options["y_labels"], y_labels)
+            assert torch.equal(batch.options["x_labels"], batch.inputs[1])
+            counts = torch.bincount(y_labels, minlength=8) * 32 / m
+            assert (torch.bincount(batch.inputs[1], minlength=8) - counts).abs().max() <= 5
+            if negatives == "fresh":
+                assert torch.equal(batch.options["model_labels"], batch.model_inputs[1])
+                assert not torch.equal(batch.model_inputs[0][:32], batch.inputs[0])
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_latent_batches_of_more_data_than_samples(balanced):
+    latents, network = load_digits_latents(6), ConditionalMLP()
+    how = {"balanced": balanced, "negatives": "fresh", "data_per_class": 12}
+    batch = latent_batches(network, latents, 4, **how)(seeded())
+    each = torch.arange(10)
+    for labels, n in (
+        (batch.inputs[1], 4),
+        (batch.options["x_labels"], 4),
+        (batch.options["y_labels"], 12),
+        (batch.options["model_labels"], 12),
+        (batch.model_inputs[1], 12),
+    ):
+        assert torch.equal(labels, each.repeat_interleave(n))
+
+
+def test_crossed_halves_of_balanced_batches_are_clouds_of_their_own():
+    batch = target_batches(MLP(), EIGHT, 128, balanced=True, negatives="crossed")(seeded())
+    (noise,), data = batch.inputs, batch.data
+    for half in (noise[:64], noise[64:]):
+        assert ((half > 0).sum(0) == 32).all()
+    for half in (data[:64], data[64:]):
+        assert (torch.bincount(EIGHT.nearest_mode(half), minlength=8) - 8).abs().max() <= 2
+
+
+@pytest.mark.parametrize("kind", ["planar", "latents"])
+@pytest.mark.parametrize("negatives", ["fresh", "crossed"])
+@pytest.mark.parametrize("balanced", [False, True])
+def test_every_kind_of_negatives_trains_and_resumes_bit_for_bit(
+    tmp_path, kind, negatives, balanced
+):
+    def run(folder, steps: int) -> Trainer:
+        how = {"balanced": balanced, "negatives": negatives}
+        if kind == "planar":
+            network = MLP(width=16)
+            batches = target_batches(network, EIGHT, 32, **how)
+        else:
+            network = ConditionalMLP(dim=6, width=16)
+            batches = latent_batches(network, load_digits_latents(6), 8, **how)
+        optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+        objective = Objective(kd.SinkhornDrift(0.5), negatives=negatives)
+        trainer = Trainer(network, batches, objective, optimizer, seeded(), folder=folder)
+        trainer.run(steps, resume=True)
+        return trainer
+
+    straight = run(tmp_path / "a", 6)
+    run(tmp_path / "b", 3)
+    resumed = run(tmp_path / "b", 6)
+    for one, two in zip(
+        straight.state.network.parameters(), resumed.state.network.parameters(), strict=True
+    ):
+        assert torch.equal(one, two)

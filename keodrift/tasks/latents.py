@@ -7,9 +7,8 @@ from torch import Tensor, nn
 
 from keodrift.checks import check_choice, check_positive
 from keodrift.data import Latents
-from keodrift.networks import draw_noise
 from keodrift.sampling import Systematic, neighbour_order
-from keodrift.tasks.sources import BalancedBatches, with_fresh
+from keodrift.tasks.sources import BalancedBatches, labelled, network_inputs, thinned, with_fresh
 from keodrift.training import NEGATIVES, Batch, BatchSource
 
 
@@ -20,6 +19,7 @@ def latent_batches(
     *,
     balanced: bool = False,
     negatives: str = "self",
+    data_per_class: int | None = None,
 ) -> BatchSource:
     """Labelled latents and as many noise vectors of every class: one problem a class.
 
@@ -31,7 +31,9 @@ def latent_batches(
             drawn along an order of neighbours, each once before any comes again. Otherwise all
             draws are independent.
         negatives: Who is to repel the samples, as the objective is told; ``"fresh"`` adds inputs
-            for other draws, as many.
+            for other draws, as many as data.
+        data_per_class: Data of each class a step, where they, and fresh draws, are to outnumber the
+            samples: a quieter field, for a pass without gradients. As many by default.
 
     Raises:
         OptionError: ``per_class`` is not a positive integer, or ``negatives`` unknown.
@@ -45,21 +47,25 @@ def latent_batches(
     """
     check_positive("per_class", per_class, integer=True)
     check_choice("negatives", negatives, NEGATIVES)
+    drawn = per_class if data_per_class is None else data_per_class
+    check_positive("data_per_class", drawn, integer=True)
     if balanced:
-        return _balanced(network, latents, per_class, negatives)
+        return _balanced(network, latents, (per_class, drawn), negatives)
 
     def draw(generator: torch.Generator) -> Batch:
-        data, labels = (part.to(generator.device) for part in latents.draw(per_class, generator))
-        noise = draw_noise(network, len(labels), generator)
-        batch = Batch((noise, labels), data, {"x_labels": labels, "y_labels": labels})
+        data, labels = (part.to(generator.device) for part in latents.draw(drawn, generator))
+        own = thinned(labels, per_class * latents.classes)
+        inputs = network_inputs(network, len(own), generator, own)
+        batch = labelled(inputs, data, labels)
         return with_fresh(batch, network, generator) if negatives == "fresh" else batch
 
     return draw
 
 
 def _balanced(
-    network: nn.Module, latents: Latents, per_class: int, negatives: str
+    network: nn.Module, latents: Latents, sizes: tuple[int, int], negatives: str
 ) -> BalancedBatches:
+    per_class, drawn = sizes
     members = [torch.nonzero(latents.train_labels == c).squeeze(-1) for c in range(latents.classes)]
     samplers = [Systematic(index[neighbour_order(latents.train[index])]) for index in members]
 
@@ -68,4 +74,5 @@ def _balanced(
         data, labels = latents.train[chosen], latents.train_labels[chosen]
         return data.to(generator.device), labels.to(generator.device)
 
-    return BalancedBatches(network, draw_data, per_class, samplers, negatives=negatives)
+    share = per_class / drawn
+    return BalancedBatches(network, draw_data, drawn, samplers, samples=share, negatives=negatives)

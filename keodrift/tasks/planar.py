@@ -25,7 +25,7 @@ from keodrift.metrics import (
 )
 from keodrift.networks import ConditionalMLP, draw_noise, sample
 from keodrift.sampling import Pool
-from keodrift.tasks.sources import BalancedBatches, with_fresh
+from keodrift.tasks.sources import BalancedBatches, labelled, thinned, with_fresh
 from keodrift.training import NEGATIVES, Batch, BatchSource
 
 
@@ -36,6 +36,7 @@ def target_batches(
     *,
     balanced: bool = False,
     negatives: str = "self",
+    data_size: int | None = None,
 ) -> BatchSource:
     """Fresh points of a 2D target and as many fresh noise vectors, every step.
 
@@ -47,7 +48,9 @@ def target_batches(
         balanced: Noise and data that cover their laws evenly (`BalancedBatches`), the data out of
             a `Pool`. Otherwise all draws are independent.
         negatives: Who is to repel the samples, as the objective is told; ``"fresh"`` adds inputs
-            for other draws, as many.
+            for other draws, as many as data.
+        data_size: Data a step, where they, and fresh draws, are to outnumber the samples: a quieter
+            field, for a pass without gradients. As many by default.
 
     Raises:
         OptionError: ``size`` is not a positive integer, ``negatives`` are unknown, or a
@@ -62,36 +65,40 @@ def target_batches(
     """
     check_positive("size", size, integer=True)
     check_choice("negatives", negatives, NEGATIVES)
+    drawn = size if data_size is None else data_size
+    check_positive("data_size", drawn, integer=True)
     classes = network.classes if isinstance(network, ConditionalMLP) else None
     modes = 0 if target.modes is None else len(target.modes)
     if classes not in (None, modes):
         needs = f"one class a mode; {target.name} has {modes} modes"
         raise OptionError("network", f"{classes} classes", needs)
     if balanced:
-        return _balanced(network, target, size, negatives, conditional=classes is not None)
+        return _balanced(network, target, (size, drawn), negatives, classes is not None)
 
     def draw(generator: torch.Generator) -> Batch:
-        noise = draw_noise(network, size, generator)
-        data = target.sample(size, generator)
-        batch = Batch((noise,), data)
+        inputs: tuple[Tensor, ...] = (draw_noise(network, size, generator),)
+        data, labels = target.sample(drawn, generator), None
         if classes is not None:
             labels = target.nearest_mode(data)
-            batch = Batch((noise, labels), data, {"x_labels": labels, "y_labels": labels})
+            inputs = (*inputs, thinned(labels, size))
+        batch = labelled(inputs, data, labels)
         return with_fresh(batch, network, generator) if negatives == "fresh" else batch
 
     return draw
 
 
 def _balanced(
-    network: nn.Module, target: Target, size: int, negatives: str, *, conditional: bool
+    network: nn.Module, target: Target, sizes: tuple[int, int], negatives: str, conditional: bool
 ) -> BalancedBatches:
+    size, drawn = sizes
     pool = Pool(target.sample)
 
     def draw_data(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         data = pool.draw(n, generator)
         return data, target.nearest_mode(data) if conditional else None
 
-    return BalancedBatches(network, draw_data, size, [pool], negatives=negatives)
+    share = size / drawn
+    return BalancedBatches(network, draw_data, drawn, [pool], samples=share, negatives=negatives)
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,7 @@ class PlanarTask:
         batch: Points a training step.
         balanced: Train on batches that cover noise and target evenly; see `target_batches`.
         negatives: Who is to repel the samples, as the objective is told.
+        data_batch: Data, and fresh draws, a step; as many as samples by default.
         evaluate_samples: Points that judge a network, two or more; the cost of their exact W₂²
             grows like their cube.
         seed: Of the judge: its real points and its noise are the same at every look.
@@ -124,6 +132,7 @@ class PlanarTask:
     batch: int = 1024
     balanced: bool = False
     negatives: str = "self"
+    data_batch: int | None = None
     evaluate_samples: int = 1000
     seed: int = 0
     device: torch.device | str = "cpu"
@@ -132,6 +141,8 @@ class PlanarTask:
         """Refuses nonsense when built."""
         check_positive("batch", self.batch, integer=True)
         check_choice("negatives", self.negatives, NEGATIVES)
+        if self.data_batch is not None:
+            check_positive("data_batch", self.data_batch, integer=True)
         check_positive("evaluate_samples", self.evaluate_samples, integer=True)
         if self.evaluate_samples == 1:
             raise OptionError("evaluate_samples", 1, "two or more: one point has no spread")
@@ -139,7 +150,12 @@ class PlanarTask:
     def batches(self, network: nn.Module) -> BatchSource:
         """What trains a network; see `target_batches`."""
         return target_batches(
-            network, self.target, self.batch, balanced=self.balanced, negatives=self.negatives
+            network,
+            self.target,
+            self.batch,
+            balanced=self.balanced,
+            negatives=self.negatives,
+            data_size=self.data_batch,
         )
 
     def sample(self, network: nn.Module) -> Tensor:

@@ -60,6 +60,19 @@ def network_inputs(
     return torch.cat(clouds)[owners.argsort()], labels
 
 
+def labelled(inputs: tuple[Tensor, ...], data: Tensor, labels: Tensor | None) -> Batch:
+    """The batch of these inputs and data, whose classes are ``labels`` where there are any."""
+    options = {} if labels is None else {"x_labels": inputs[1], "y_labels": labels}
+    return Batch(inputs, data, options)
+
+
+def thinned(labels: Tensor, n: int) -> Tensor:
+    """Classes ``(n,)`` of samples for data of the classes ``labels``, evenly picked among them."""
+    if n == len(labels):
+        return labels
+    return labels[torch.arange(n, device=labels.device) * len(labels) // n]
+
+
 def with_fresh(batch: Batch, network: nn.Module, generator: torch.Generator) -> Batch:
     """The batch with inputs for other draws of the network, as many as data of every class."""
     labels = batch.options.get("y_labels")
@@ -77,6 +90,8 @@ class BalancedBatches:
             with a random generator and the samplers.
         size: What it is asked for at each step.
         samplers: What remembers something between draws.
+        samples: Samples for every point of data, 1 by default; fewer where data, and fresh draws,
+            are to outnumber them.
         negatives: Who is to repel the samples: ``"fresh"`` draws, each cloud evenly by itself; for
             ``"crossed"`` halves, they and their data are drawn by halves.
 
@@ -96,25 +111,34 @@ class BalancedBatches:
         size: int,
         samplers: Sequence[Pool | Systematic],
         *,
+        samples: float = 1.0,
         negatives: str = "self",
     ) -> None:
         self.network, self.draw_data, self.size = network, draw_data, size
-        self.samplers, self.negatives = tuple(samplers), negatives
+        self.samplers, self.samples, self.negatives = tuple(samplers), samples, negatives
 
     def __call__(self, generator: torch.Generator) -> Batch:
-        """Draws the batch of one step; every data point has its sample, and its class."""
+        """Draws the batch of one step."""
         halves = [self.size // 2, self.size - self.size // 2]
         sizes = [n for n in halves if n] if self.negatives == "crossed" else [self.size]
         clouds = [self._cloud(n, generator) for n in sizes]
-        data, *inputs = map(torch.cat, zip(*clouds, strict=True))
-        options = {"x_labels": inputs[1], "y_labels": inputs[1]} if len(inputs) > 1 else {}
-        batch = Batch(tuple(inputs), data, options, balanced=True)
+        data, labels, inputs = zip(*clouds, strict=True)
+        batch = labelled(
+            tuple(map(torch.cat, zip(*inputs, strict=True))),
+            torch.cat(data),
+            None if labels[0] is None else torch.cat(labels),
+        )
+        batch = replace(batch, balanced=True)
         fresh = self.negatives == "fresh"
         return with_fresh(batch, self.network, generator) if fresh else batch
 
-    def _cloud(self, n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    def _cloud(
+        self, n: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
         data, labels = self.draw_data(n, generator)
-        return data, *network_inputs(self.network, len(data), generator, labels, balanced=True)
+        count = round(self.samples * len(data))
+        own = None if labels is None else thinned(labels, count)
+        return data, labels, network_inputs(self.network, count, generator, own, balanced=True)
 
     def state_dict(self) -> dict[str, Any]:
         """What is left of the samplers' epochs."""
