@@ -193,11 +193,12 @@ class Equilibrium(Study[Cell]):
             rest = f"< {LEAST:g}" if row["rest"] is None else f"{row['rest']:.3f}"
             problem = (title_of(row), row["size"], f"{row['tau']:g}", row["field"])
             error = "" if math.isnan(row["error"]) else f"{row['error']:.4f}"
-            lines.append((*problem, row["negatives"], f"{row['drift']:.4f}", error, rest))
+            numbers = (f"{row['drift']:.4f}", error, predicted(row), rest)
+            lines.append((*problem, row["negatives"], *numbers))
         header = (
             "space|batch:|τ / mean cost:|field|negatives|radial drift at q = p:|± standard error:"
         )
-        return markdown_table(f"{header}|variance ratio at rest:", lines)
+        return markdown_table(f"{header}|1 − drift/slope:|variance ratio at rest:", lines)
 
     def draw(self, rows: list[Row], folder: Path, stem: Path) -> None:
         if rows:
@@ -215,6 +216,14 @@ def population_slope(tau: float) -> float:
     small = 1e-4
     v = gaussian_sinkhorn_drift(torch.ones(1, 1), (zero, (1 + small) * eye), (zero, eye), tau)
     return float(v) / small
+
+
+def predicted(row: Row) -> str:
+    """Rest as the drift at q = p and the population's field say, which is known for Gaussians."""
+    if row["space"] != "gaussian" or row["field"] == "one-sided":
+        return ""
+    # τ·2d for ‖x−y‖² is the temperature τ·d for half of it.
+    return f"{1 - row['drift'] / population_slope(row['tau'] * row['d']):.3f}"
 
 
 def figure_of(rows: list[Row]):

@@ -52,14 +52,10 @@ SOLVES = ["20 sweeps", "converged", "relaxed"]
 FEW = [
     ("self", "independent", "20 sweeps"),
     ("self", "independent", "converged"),
-    ("self", "independent", "relaxed"),
     ("self", "balanced", "20 sweeps"),
-    ("fresh", "independent", "20 sweeps"),
     ("fresh", "balanced", "20 sweeps"),
-    ("fresh", "balanced", "converged"),
     ("fresh", "balanced", "relaxed"),
     ("4 x fresh", "balanced", "20 sweeps"),
-    ("4 x fresh", "balanced", "relaxed"),
 ]
 SETTINGS = {
     "targets": TARGETS,
@@ -218,7 +214,7 @@ def trained(
         objective,
         torch.optim.Adam(network.parameters(), lr=cell.rate),
         random,
-        ema=0.98,
+        ema=0.995,
         evaluate=look,
         evaluate_every=max(1, cell.steps // cell.looks),
         log_every=cell.steps,
