@@ -140,8 +140,8 @@ def toy(cfg, out: Path) -> dict:
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr)
     trainer = Trainer(
         network,
-        target_batches(network, target, settings.batch),
-        Objective(drift),
+        target_batches(network, target, settings.batch, balanced=True, negatives="fresh"),
+        Objective(drift, negatives="fresh"),
         optimizer,
         seeded(cfg.seed),
         scheduler=decay(optimizer, settings.steps),
@@ -203,8 +203,8 @@ def digits(cfg, out: Path) -> dict:
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr)
     trainer = Trainer(
         network,
-        latent_batches(network, latents, settings.per_class),
-        Objective(kd.SinkhornDrift(**settings.drift)),
+        latent_batches(network, latents, settings.per_class, balanced=True, negatives="fresh"),
+        Objective(kd.SinkhornDrift(**settings.drift), negatives="fresh"),
         optimizer,
         seeded(cfg.seed),
         scheduler=decay(optimizer, settings.steps),
@@ -229,6 +229,8 @@ def digits(cfg, out: Path) -> dict:
         latents.train, latents.train_labels, latents.test, latents.test_labels
     )
     mean, mean_floor = (sum(d.values()) / len(d) for d in (to_test, floor))
+    kept = metrics.class_variance_ratio(generated, labels, latents.train, latents.train_labels)
+    variance = sum(kept.values()) / len(kept)
 
     shown = [
         torch.cat((images[labels == label][:10], latents.decode(latents.of_class(label)[:5])))
@@ -245,9 +247,10 @@ def digits(cfg, out: Path) -> dict:
     print(
         f"digits: a classifier of real digits reads {accuracy:.1%} of the generated ones right "
         f"({on_real:.1%} of real test digits); W2^2 a class {mean:.2f} (train against test "
-        f"{mean_floor:.2f}), {history[-1]['seconds']:.0f} s"
+        f"{mean_floor:.2f}), {variance:.2f} of the variance, {history[-1]['seconds']:.0f} s"
     )
     return {
+        "variance_ratio": variance,
         "accuracy_generated": accuracy,
         "accuracy_real_test": on_real,
         "w2_squared": mean,
