@@ -46,6 +46,7 @@ SETTINGS = {
     "large": [16384, 100_000],  # of the Gaussian in the plane
     "taus": [0.05, 0.01],  # relative to the mean cost
     "fields": ["20 sweeps", "converged", "one-sided"],
+    "negatives": list(NEGATIVES),
     "samples": 16384,  # points a mean is taken over, at least one batch
     "workers": 2,
     "output": "outputs/equilibrium",
@@ -179,7 +180,7 @@ class Equilibrium(Study[Cell]):
             for problem in sorted(problems, key=lambda problem: problem[2])
             for tau in config.taus
             for field in config.fields
-            for negatives in NEGATIVES
+            for negatives in config.negatives
         ]
         return {cell.name: cell for cell in cells}
 
@@ -266,4 +267,4 @@ def main(config) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, SETTINGS, quick=QUICK)
+    run_script(main, SETTINGS, quick=QUICK, choices={"negatives": NEGATIVES})
