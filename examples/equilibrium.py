@@ -251,7 +251,8 @@ def figure_of(rows: list[Row]):
             panel.axhline(1, color="0.5", lw=1)
             panel.set_xscale("log")
             panel.set(xlabel="batch", ylabel="variance ratio at rest")
-            panel.set_title(f"{space}, τ = {tau:g} of the mean cost", fontsize="medium")
+            panel.set_ylim(0, 1.1)
+            panel.set_title(f"{space}\nτ = {tau:g} of the mean cost", fontsize="medium")
     axes[0, 0].legend(fontsize="xx-small")
     figure.suptitle(
         "Where a model comes to rest: 1 is the data's variance; who repels decides, then the batch"
