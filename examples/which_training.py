@@ -72,7 +72,7 @@ SETTINGS = {
     "looks": 3,  # at a training
     "judged": 2000,  # points of the network for distances
     "counted": 20_000,  # and for masses
-    "limit": 0,  # cells to do now, at most; 0 for all
+    "limit": None,  # cells to do now, at most; with 0 what is there is drawn
     "workers": 2,
     "output": "outputs/which_training",
 }
@@ -441,7 +441,7 @@ def main(config) -> None:
         folder / "which_training",
         folder / "cells",
         workers=config.workers,
-        limit=config.limit or None,
+        limit=config.limit,
     )
     print(report.page)
 

@@ -100,10 +100,10 @@ class _Divergence(torch.autograd.Function):
             for z, w in ((p, a), (q, b))
         ]
         slopes = [
-            w[..., None].to(z.dtype) * (slope(cross) - _self_slope(own)) if needed else None
-            for z, w, slope, own, needed in (
-                (p, a, _row_slope, selves[0], x.requires_grad),
-                (q, b, _column_slope, selves[1], y.requires_grad),
+            _weighted(w, slope(cross) - _self_slope(own)) if needed else None
+            for w, slope, own, needed in (
+                (a, _row_slope, selves[0], x.requires_grad),
+                (b, _column_slope, selves[1], y.requires_grad),
             )
         ]
         ctx.save_for_backward(*slopes)
@@ -117,6 +117,12 @@ class _Divergence(torch.autograd.Function):
             for s in ctx.saved_tensors
         )
         return (*slopes, None, None, None, None)
+
+
+def _weighted(weights: Tensor, slopes: Tensor) -> Tensor:
+    """Slopes by weights; 0 for points without weight, however much mass they might keep."""
+    weighted = weights[..., None].to(slopes.dtype) * slopes
+    return weighted.masked_fill(weights[..., None] == 0, 0)
 
 
 def _row_slope(coupling: Coupling) -> Tensor:

@@ -183,16 +183,14 @@ class RowMasses:
         guesses = field.guesses(at_particles)
         # A row holds no more than the mass of all, 1 where no cost is negative. So only points of
         # next to no weight, or beside data far from all particles, are above the number of pairs.
-        n = field.particles.shape[-2]
-        plus, minus = (
-            (self.share * kernel.log_mass(side.bias, guess))
-            .clamp(max=math.log(n * side.points.shape[-2]))
-            .exp()
-            for kernel, side, guess in zip(
-                (data, model), (field.data, field.model), guesses, strict=True
-            )
-        )
-        return plus, minus
+        n, masses = field.particles.shape[-2], []
+        sides = ((data, field.data), (model, field.model))
+        for (kernel, side), guess in zip(sides, guesses, strict=True):
+            mass = kernel.log_mass(side.bias, guess)
+            mass = mass.masked_fill(torch.isneginf(mass), 0)  # a row without atoms pulls nowhere
+            most = math.log(n * side.points.shape[-2])
+            masses.append((self.share * mass).clamp(max=most).exp())
+        return masses[0], masses[1]
 
 
 @dataclass(frozen=True, eq=False)

@@ -636,3 +636,17 @@ def test_data_without_gaps_or_shape_are_refused():
         kd.reach_for_gaps(normal(0, 2, 5, 2))
     with pytest.raises(OptionError, match="cap"):
         kd.reach_for_gaps(normal(0, 5, 2), cap=0)
+
+
+def test_a_lone_masked_particle_has_no_mass_to_overflow():
+    """Next to no temperature: 1 − λ rounds to 0, and its row of the self problem has no atom."""
+    x, y = torch.zeros(1, 2, dtype=F64), torch.ones(3, 2, dtype=F64)
+    drift = kd.SinkhornDrift(1e-19, reach=1e3, masses="gradient", mask_self=True)
+    torch.testing.assert_close(drift(x, y), torch.ones(1, 2, dtype=F64))
+
+
+def test_points_without_weight_have_no_slope_of_the_divergence():
+    x = torch.tensor([[1e19], [0.0]], dtype=F64, requires_grad=True)
+    y, a = torch.tensor([[1e15]], dtype=F64), torch.tensor([1.0, 0.0])  # the second is near it
+    kd.sinkhorn_divergence(x, y, 1e30, x_weights=a, reach=1e30).backward()
+    assert torch.isfinite(x.grad).all() and float(x.grad[1]) == 0
