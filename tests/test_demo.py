@@ -104,7 +104,7 @@ def test_large_batch_writes_figure_and_tables(tmp_path):
     ("name", "words", "cells"),
     [
         ("equilibrium", ("quick=true",), 2 * 4),
-        ("which_training", ("quick=true", "few=true"), 2 * 9 + 1),
+        ("which_training", ("quick=true", "few=true"), 2 * 6 + 1),
         ("latent_training", ("quick=true", "trainings=['fresh, balanced']"), 1),
     ],
 )

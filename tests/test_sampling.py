@@ -14,7 +14,7 @@ from keodrift.data import get_target
 from keodrift.errors import ArgumentError, NonFiniteError, OptionError, ShapeError
 from keodrift.networks import MLP, ConditionalMLP, draw_noise
 from keodrift.sampling import Pool, Systematic, balanced_normal, neighbour_order
-from keodrift.tasks import balanced_inputs
+from keodrift.tasks import network_inputs
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -99,13 +99,13 @@ class TestNormal:
     def test_each_class_is_covered_by_itself(self):
         labels = torch.randperm(3 * 64, generator=seeded(4)) % 3
         network = ConditionalMLP(noise_dim=2, classes=3)
-        noise, same = balanced_inputs(network, 192, seeded(5), labels)
+        noise, same = network_inputs(network, 192, seeded(5), labels, balanced=True)
         assert same is labels
         clouds = [noise[labels == c] for c in range(3)]
         assert all(((cloud > 0).sum(0) == 32).all() for cloud in clouds)
         assert not torch.equal(clouds[0], clouds[1])
         with pytest.raises(ShapeError, match="^labels: got"):
-            balanced_inputs(network, 191, seeded(5), labels)
+            network_inputs(network, 191, seeded(5), labels, balanced=True)
 
 
 class TestOrder:
