@@ -156,6 +156,18 @@ def test_balanced_latents_come_once_an_epoch_and_equally_many_of_a_class():
         latent_batches(ConditionalMLP(dim=12), latents, 0)
 
 
+def assert_resumes(run, folder, steps: int) -> None:
+    """A run that was cut in half ends with the bits of one that was not."""
+    straight = run(folder / "a", steps)
+    run(folder / "b", steps // 2)
+    resumed = run(folder / "b", steps)
+    for one, two in zip(
+        straight.state.network.parameters(), resumed.state.network.parameters(), strict=True
+    ):
+        assert torch.equal(one, two)
+    assert torch.equal(straight.state.generator.get_state(), resumed.state.generator.get_state())
+
+
 @pytest.mark.parametrize("kind", ["planar", "conditional", "latents"])
 def test_balanced_runs_resume_bit_for_bit(tmp_path, kind):
     def run(folder, steps: int, *, balanced: bool = True) -> Trainer:
@@ -176,14 +188,7 @@ def test_balanced_runs_resume_bit_for_bit(tmp_path, kind):
         trainer.run(steps, resume=True)
         return trainer
 
-    straight = run(tmp_path / "a", 10)
-    run(tmp_path / "b", 5)
-    resumed = run(tmp_path / "b", 10)
-    for one, two in zip(
-        straight.state.network.parameters(), resumed.state.network.parameters(), strict=True
-    ):
-        assert torch.equal(one, two)
-    assert torch.equal(straight.state.generator.get_state(), resumed.state.generator.get_state())
+    assert_resumes(run, tmp_path, 10)
     with pytest.raises(ArgumentError, match="^resume: got .*batches"):
         run(tmp_path / "b", 11, balanced=False)
 
@@ -262,10 +267,4 @@ def test_every_kind_of_negatives_trains_and_resumes_bit_for_bit(
         trainer.run(steps, resume=True)
         return trainer
 
-    straight = run(tmp_path / "a", 6)
-    run(tmp_path / "b", 3)
-    resumed = run(tmp_path / "b", 6)
-    for one, two in zip(
-        straight.state.network.parameters(), resumed.state.network.parameters(), strict=True
-    ):
-        assert torch.equal(one, two)
+    assert_resumes(run, tmp_path, 6)

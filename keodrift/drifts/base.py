@@ -73,7 +73,7 @@ class Drift(ABC):
             negative_labels: Class of each negative, ``(U,)``; without, all classes share them.
             start: A field fitted before on nearly the same clouds, whose potentials are carried
                 over where there are any; cheaper, and the same to the tolerance of the solve. To
-                carry them from batch to batch without a solve makes a training oscillate.
+                carry them from batch to batch without a solve can make a training oscillate.
 
         Returns:
             A field, callable anywhere; with labels a `ClassField`.

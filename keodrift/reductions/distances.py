@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -24,9 +26,8 @@ def mean_cost(x: Tensor, y: Tensor, cost: Cost, points: int | None = None) -> Te
     if points is not None:
         x, y = (z[..., :: -(-z.shape[-2] // points), :] for z in (x, y))
     total = torch.zeros(x.shape[:-2], dtype=torch.float64, device=x.device)
-    wide = y.numel() if not cost.by_distance else y[..., 0].numel()
-    for part in x.split(max(1, BLOCK // wide), -2):
-        total += all_costs(part, y, cost).double().sum((-1, -2))
+    for _, block in _row_blocks(x, y, cost):
+        total += block.double().sum((-1, -2))
     return total / (x.shape[-2] * y.shape[-2])
 
 
@@ -53,10 +54,17 @@ def expected_cost(
         sides.append((few, torch.where(total > 0, mass / total, even)))
     (x, a), (y, b) = sides
     mean = torch.zeros(x.shape[:-2], dtype=torch.float64, device=x.device)
-    rows = max(1, BLOCK // (y.numel() if not cost.by_distance else y[..., 0].numel()))
-    for part, mass in zip(x.split(rows, -2), a.split(rows, -1), strict=True):
-        mean += (mass * (all_costs(part, y, cost).double() @ b[..., None])[..., 0]).sum(-1)
+    for rows, block in _row_blocks(x, y, cost):
+        mean += (a[..., rows] * (block.double() @ b[..., None])[..., 0]).sum(-1)
     return mean
+
+
+def _row_blocks(x: Tensor, y: Tensor, cost: Cost) -> Iterator[tuple[slice, Tensor]]:
+    """Some rows after others, and their costs ``(…, rows, M)``."""
+    step = max(1, BLOCK // (y.numel() if not cost.by_distance else y[..., 0].numel()))
+    for begin in range(0, x.shape[-2], step):
+        rows = slice(begin, begin + step)
+        yield rows, all_costs(x[..., rows, :], y, cost)
 
 
 def all_costs(x: Tensor, y: Tensor, cost: Cost) -> Tensor:

@@ -62,7 +62,7 @@ def crossed(x: Tensor, y: Tensor, options: Mapping[str, Any]) -> dict[str, Any]:
     if "model" in options:
         raise OptionError("negatives", "'crossed' for a batch with a model", "'fresh'")
     labels = [
-        zeros(z) if options.get(name) is None else options[name]
+        _one_class(z) if options.get(name) is None else options[name]
         for z, name in ((x, "x_labels"), (y, "y_labels"))
     ]
     counts, ranks = zip(*map(_ranks, labels), strict=True)
@@ -93,7 +93,7 @@ def crossed(x: Tensor, y: Tensor, options: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def zeros(points: Tensor) -> Tensor:
+def _one_class(points: Tensor) -> Tensor:
     """One class for all."""
     return torch.zeros(len(points), dtype=torch.long, device=points.device)
 
