@@ -43,7 +43,8 @@ from keodrift.studies import Row, Study, markdown_table, run_missing, run_study
 from keodrift.tasks import target_batches
 from keodrift.training import Batch, BatchSource, Objective, Trainer
 
-NEGATIVES = ["self", "masked", "fresh", "crossed", "4 x fresh"]  # the last with 4 × as many data
+MORE = {"4 x fresh": 4, "16 x fresh": 16}  # with as many times the data and fresh draws
+NEGATIVES = ["self", "masked", "fresh", "crossed", "4 x fresh"]
 ALSO = ["stratified", "pool"]  # tried beside them, with independent batches
 POOL = 4096  # draws and data of a pool
 TARGETS = ["eight_gaussians", "checkerboard", "two_modes, wrong", "eight_gaussians, wrong"]
@@ -190,7 +191,7 @@ def setting(cell: Cell, network: MLP, target: Target) -> tuple[BatchSource, Obje
     drift = drift_of(cell, target.sample(2000, seeded(99)))
     if cell.negatives == "stratified":
         return partial(stratified, network, target, cell.batch), Objective(drift)
-    more = {"4 x fresh": 4 * cell.batch, "pool": POOL}
+    more = {name: times * cell.batch for name, times in MORE.items()} | {"pool": POOL}
     negatives = "fresh" if cell.negatives in more else cell.negatives
     batches = target_batches(
         network,
@@ -447,5 +448,9 @@ def main(config) -> None:
 
 
 if __name__ == "__main__":
-    choices = {"targets": TARGETS, "negatives": NEGATIVES + ALSO, "solves": SOLVES}
+    choices = {
+        "targets": TARGETS,
+        "negatives": list(dict.fromkeys([*NEGATIVES, *MORE, *ALSO])),
+        "solves": SOLVES,
+    }
     run_script(main, SETTINGS, quick=QUICK, choices=choices)
