@@ -11,6 +11,7 @@ from torch import Tensor
 
 from keodrift.checks import check_cloud, check_positive, check_weights, normalised
 from keodrift.costs import euclidean
+from keodrift.drifts.by_class import for_every_class
 from keodrift.errors import OptionError
 from keodrift.reductions import mean_cost
 
@@ -30,8 +31,9 @@ def drift_loss(
         x: Particles, ``(…, N, d)``, usually a network's output with its graph.
         y: Data, ``(…, M, d)``.
         drift: The drift, or several (temperatures), whose fields are added; any ``(x, y) → V``.
-        normalize: Divides each field by its root mean square, so that every temperature and every
-            stage of training moves particles equally far. Off: the field as it is.
+        normalize: Divides each field by its root mean square, in each problem and class by its own,
+            so that every temperature, class and stage of training moves particles equally far.
+            Off: the field as it is.
         scale_features: Divides coordinates by the factor that makes the mean distance of particles
             to data, negatives and other draws of the model √d, before the drift, in each problem
             and class by its own; τ is then relative to that scale.
@@ -73,8 +75,10 @@ def drift_loss(
         total = torch.zeros_like(points, dtype=single)
         for one in drifts:
             v = one(points, y, **inputs).to(single)
-            size = (shares * v.double().square().mean(-1)).sum() if normalize else 1.0
-            total += (v / (size + 1e-12) ** 0.5).to(single) if normalize else v
+            if normalize:
+                size = _own_means(v.double().square().mean(-1), shares, inputs.get("x_labels"))
+                v = (v / (size[..., None] + 1e-12) ** 0.5).to(single)
+            total += v
         target = points.to(single) + total
     apart = (features.to(single) - target).square().sum(-1) / 2
     return (shares.to(single) * apart).sum()
@@ -86,6 +90,17 @@ def _shares(x: Tensor, weights: Tensor | None) -> Tensor:
     return normalised("x_weights", check_weights("x_weights", weights, x)) / problems
 
 
+def _own_means(values: Tensor, shares: Tensor, labels: Tensor | None) -> Tensor:
+    """The mean of values ``(…, N)`` in the problem or class of each particle."""
+    if labels is None:
+        return (shares * values).sum(-1, keepdim=True) / shares.sum(-1, keepdim=True)
+    _, members = torch.unique(labels, return_inverse=True)
+    sums = values.new_zeros(2, int(members.max()) + 1)
+    sums.index_add_(1, members, torch.stack([shares * values, shares]))
+    # A class without weight is moved by nothing.
+    return (sums[0] / sums[1].clamp_min(torch.finfo(sums.dtype).tiny))[members]
+
+
 def _scaled(x: Tensor, y: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """The scale of each particle, and data and inputs divided by that of their problem or class."""
     labels, inputs = inputs.get("x_labels"), dict(inputs)
@@ -94,12 +109,10 @@ def _scaled(x: Tensor, y: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, Tenso
         scale = feature_scale(x, y, *(inputs[name] for name in others)).to(x.dtype)[..., None, None]
         return scale, y / scale, inputs | {name: inputs[name] / scale for name in others}
     classes = torch.unique(labels)
-    if "negatives" in others and inputs.get("negative_labels") is None:  # once for each class
-        u, weights = inputs["negatives"], inputs.get("negative_weights")
-        inputs["negative_labels"] = classes.repeat_interleave(len(u))
-        inputs["negatives"] = u.repeat(len(classes), 1)
-        if weights is not None:
-            inputs["negative_weights"] = weights.repeat(len(classes))
+    if "negatives" in others and inputs.get("negative_labels") is None:
+        names = [n for n in ("negatives", "negative_weights") if inputs.get(n) is not None]
+        *rows, own = for_every_class(classes, *(inputs[name] for name in names))
+        inputs |= dict(zip(names, rows, strict=True)) | {"negative_labels": own}
     clouds = [(x, labels), (y, inputs["y_labels"])]
     clouds += [(inputs[name], inputs[f"{name.removesuffix('s')}_labels"]) for name in others]
     scales = [z.new_ones(len(z), 1) for z, _ in clouds]

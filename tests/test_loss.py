@@ -104,3 +104,19 @@ def test_a_normalised_particle_without_weight_does_not_overflow_half_precision()
     loss.backward()
     assert loss.item() == pytest.approx(0.5, rel=1e-2)
     assert x.grad.tolist() == [[pytest.approx(-1, rel=1e-2)], [0]]
+
+
+def test_every_class_and_problem_is_normalised_by_its_own(cloud):
+    x, y = cloud(0, 8, 2), cloud(1, 10, 2) + 3
+    labels = {"x_labels": torch.arange(8) % 2, "y_labels": torch.arange(10) % 2}
+    y[1::2] *= 100  # a class whose field is a hundred times that of the other
+    free, drift = x.clone().requires_grad_(), DRIFTS["one-sided"]
+    kd.drift_loss(free, y, drift, normalize=True, **labels).backward()
+    batch = x.view(4, 2, 2).transpose(0, 1).contiguous().requires_grad_()
+    pairs = y.view(5, 2, 2).transpose(0, 1)
+    kd.drift_loss(batch, pairs, drift, normalize=True).backward()
+    for k in (0, 1):
+        part = x[k::2].clone().requires_grad_()
+        kd.drift_loss(part, y[k::2], drift, normalize=True).backward()
+        torch.testing.assert_close(free.grad[k::2], part.grad / 2)
+        torch.testing.assert_close(batch.grad[k], part.grad / 2)

@@ -132,7 +132,8 @@ def fit_by_class(
     classes = torch.unique(labels).tolist()
     if negatives is not None:
         if negatives.labels is None:
-            negatives = _for_every_class(negatives, torch.unique(labels))
+            copies = for_every_class(torch.unique(labels), negatives.points, negatives.weights)
+            negatives = Cloud(negatives.name, *copies)
         _refuse_strangers(negatives, classes)
     clouds = {"x": x, "y": y, "model": model, "negatives": negatives}
     given = {name: cloud for name, cloud in clouds.items() if cloud is not None}
@@ -165,11 +166,10 @@ def _refuse_strangers(negatives: Cloud, classes: list[int]) -> None:
         raise ShapeError("negative_labels", f"the classes {sorted(strangers)}", needs)
 
 
-def _for_every_class(cloud: Cloud, classes: Tensor) -> Cloud:
-    """A cloud once for each class."""
-    k, n = len(classes), len(cloud.points)
-    labels = classes.repeat_interleave(n)
-    return Cloud(cloud.name, cloud.points.repeat(k, 1), cloud.weights.repeat(k), labels)
+def for_every_class(classes: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:
+    """What all classes share ``(U, …)``, once for each class, and at the end whose each row is."""
+    copies = (row.repeat(len(classes), *[1] * (row.dim() - 1)) for row in rows)
+    return *copies, classes.repeat_interleave(len(rows[0]))
 
 
 def _labels(cloud: Cloud) -> Tensor:
