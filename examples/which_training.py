@@ -397,7 +397,6 @@ def figure_of(means: list[Row]):
     targets = list(dict.fromkeys(row["target"] for row in mine))
     shown = {"stray": "points between modes", "wrong": "mass in the wrong mode"}
     shown |= {"w2_squared": "$W_2^2$", "nearest_neighbour": "1-NN accuracy"}
-    kinds = list(dict.fromkeys((r["negatives"], r["draw"], r["solve"]) for r in mine))
     figure, axes = new_figure(4 * len(targets), 2.6 * len(shown) + 1.5, len(shown), len(targets))
     for i, (key, word) in enumerate(shown.items()):
         for j, target in enumerate(targets):
@@ -405,21 +404,18 @@ def figure_of(means: list[Row]):
             found = {
                 (r["negatives"], r["draw"], r["solve"]): r for r in mine if r["target"] == target
             }
-            bars = [
-                (k, kind, found[kind]) for k, kind in enumerate(kinds) if key in found.get(kind, {})
-            ]
-            for k, kind, row in bars:
+            bars = [(kind, row) for kind, row in found.items() if key in row]
+            panel.set_visible(bool(bars))
+            for k, (kind, row) in enumerate(bars):
                 color = f"C{SOLVES.index(kind[2])}"
                 hatch = None if kind[1] == "balanced" else "///"
                 panel.bar(k, row[key], color=color, hatch=hatch, edgecolor="white", lw=0)
             if bars:
-                panel.axhline(bars[0][2][f"{key}_floor"], color="0.3", ls=":")
-            panel.set_xticks(
-                range(len(kinds)), [kind[0] for kind in kinds], rotation=90, fontsize=6
-            )
+                panel.axhline(bars[0][1][f"{key}_floor"], color="0.3", ls=":")
+            names = [kind[0] for kind, _ in bars]
+            panel.set_xticks(range(len(bars)), names, rotation=90, fontsize=6)
             panel.set_ylabel(word)
-            if i == 0:
-                panel.set_title(target, fontsize="medium")
+            panel.set_title(target, fontsize="medium")
     words = "blue: 20 sweeps, orange: converged, green: relaxed; hatched: independent batches"
     figure.suptitle(
         f"Batch {batch}, τ = {tau:g}: lower is better, dotted is real against real ({words})"

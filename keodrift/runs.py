@@ -218,9 +218,17 @@ def build(node: Any, *args: Any) -> Any:
         raise OptionError(str(node.get("_target_")), dict(node), f"a fix: {reason}") from error
 
 
-def _drifts(node: Any) -> list[Drift]:
-    """The drift of a node with ``_target_``, or those of a mapping of such nodes."""
-    return [build(one) for one in ([node] if "_target_" in node else node.values())]
+def _drifts(node: Any, task: PlanarTask) -> list[Drift]:
+    """The drift of a node with ``_target_``, or those of a mapping of such nodes.
+
+    A ``reach`` of ``auto`` is that of the gaps of the task's data.
+    """
+    drifts = []
+    for one in [node] if "_target_" in node else node.values():
+        if isinstance(one, DictConfig) and one.get("reach") == "auto":
+            one = OmegaConf.merge(one, {"reach": task.reach(one.get("cost", "half_squared"))})
+        drifts.append(build(one))
+    return drifts
 
 
 def _device(name: str) -> torch.device:
@@ -246,7 +254,7 @@ def _build(config: Any) -> tuple[PlanarTask, Trainer]:
         device=device,
     )
     network = build(config.network).to(device)
-    objective = build(config.objective, _drifts(config.drift))
+    objective = build(config.objective, _drifts(config.drift, task))
     objective.check(fresh=config.negatives == "fresh", balanced=config.balanced)
     optimizer = build(config.optimizer, network.parameters())
     trainer = Trainer(

@@ -13,7 +13,7 @@ import torch
 import keodrift as kd
 from keodrift import runs
 from keodrift.cli import main
-from keodrift.data import TARGETS
+from keodrift.data import TARGETS, get_target
 from keodrift.errors import OptionError
 from keodrift.runs import build, compose, config_dir
 from keodrift.training.loop import EMA_DECAY
@@ -132,7 +132,7 @@ def test_as_many_samples_judge_as_the_config_says(tmp_path, monkeypatch):
 
     monkeypatch.setattr("keodrift.tasks.planar.wasserstein_squared", count)
     config = compose("train", ["evaluate_samples=3000", f"output={tmp_path}/none"])
-    task, trainer = runs._build(config)
+    task, trainer = runs.runs._build(config)
     assert task.evaluate(trainer.average) == {"w2_squared": 3000}
 
 
@@ -238,10 +238,10 @@ def test_python_and_configs_have_the_same_defaults():
     x, y = (torch.randn(9, 2, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
     for name in choices("drift"):
         if name != "several":
-            drift = build(compose("train", [f"drift={name}"]).drift)
+            given = ["drift.reach=2.0"] if name == "relaxed" else []
+            drift = build(compose("train", [f"drift={name}", *given]).drift)
             assert drift.cost == type(drift)(1.0).cost
-            reach = {"reach": 2 * drift.reach} if name == "relaxed" else {}
-            papers = replace(drift, cost="squared", tau=0.1, **reach)
+            papers = replace(drift, cost="squared", tau=0.1, **({"reach": 4.0} if given else {}))
             torch.testing.assert_close(drift(x, y), papers(x, y))
 
 
@@ -301,7 +301,7 @@ def test_an_unknown_command_ends_in_one_sentence(capsys):
 def test_help_shows_groups_and_keys(capsys, arguments):
     assert main(arguments) == 0
     shown = capsys.readouterr().out
-    assert "drift: sinkhorn" in shown and "usage" in shown
+    assert "drift: relaxed" in shown and "usage" in shown
     assert "  max_half_steps: 2000" in shown and "  residual_scale: 0.9" in shown
 
 
@@ -371,3 +371,13 @@ def test_a_wrong_sweep_ends_in_one_sentence_before_any_run(tmp_path, capsys, ove
     said = capsys.readouterr().err
     assert code == 2 and words in said and len(said.strip().splitlines()) == 1
     assert not (tmp_path / "sweep").exists()
+
+
+def test_the_reach_of_a_config_is_that_of_its_data():
+    config = compose("train", ["data=two_modes", "drift=relaxed"])
+    task, trainer = runs._build(config)
+    (drift,) = trainer.objective.drifts
+    target = get_target("two_modes").sample(2000, torch.Generator().manual_seed(4))
+    assert drift.reach == kd.reach_for_gaps(target) == task.reach()
+    config.drift.reach = 3.0
+    assert runs._build(config)[1].objective.drifts[0].reach == 3.0

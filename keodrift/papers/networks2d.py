@@ -52,6 +52,10 @@ def _fields() -> dict[str, tuple[str, tuple[str, ...]]]:
         "two-sided": ("two-sided", ("drift=two_sided",)),
         "Sinkhorn 20": ("Sinkhorn_20", ("drift=sinkhorn_20",)),
         CONVERGED: ("Sinkhorn", ("drift=sinkhorn", "drift.tol=0.01")),
+        "recommended": (
+            "recommended",
+            ("drift=relaxed", "drift.tol=0.01", "negatives=fresh", "balanced=true", "ema=0.99"),
+        ),
     }
 
 

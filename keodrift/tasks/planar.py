@@ -24,6 +24,7 @@ from keodrift.metrics import (
     wasserstein_squared,
 )
 from keodrift.networks import ConditionalMLP, draw_noise, sample
+from keodrift.reach import reach_for_gaps
 from keodrift.sampling import Pool
 from keodrift.tasks.sources import BalancedBatches, labelled, thinned, with_fresh
 from keodrift.training import NEGATIVES, Batch, BatchSource
@@ -157,6 +158,10 @@ class PlanarTask:
             negatives=self.negatives,
             data_size=self.data_batch,
         )
+
+    def reach(self, cost: Any = "half_squared") -> float:
+        """The reach with which mass crosses the gaps of the target; see `reach_for_gaps`."""
+        return reach_for_gaps(self.target.sample(2000, self._generator(4)), cost=cost)
 
     def sample(self, network: nn.Module) -> Tensor:
         """Samples of a network, ``(evaluate_samples, 2)``, from the same noise at every call."""
