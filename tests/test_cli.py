@@ -132,7 +132,7 @@ def test_as_many_samples_judge_as_the_config_says(tmp_path, monkeypatch):
 
     monkeypatch.setattr("keodrift.tasks.planar.wasserstein_squared", count)
     config = compose("train", ["evaluate_samples=3000", f"output={tmp_path}/none"])
-    task, trainer = runs.runs._build(config)
+    task, trainer = runs._build(config)
     assert task.evaluate(trainer.average) == {"w2_squared": 3000}
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from keodrift.tasks.latents import latent_batches
+from keodrift.tasks.guidance import Guidance, GuidedBatches
+from keodrift.tasks.latents import LatentTask, latent_batches
 from keodrift.tasks.planar import PlanarTask, target_batches
 from keodrift.tasks.sources import BalancedBatches, network_inputs
 
 __all__ = [
     "BalancedBatches",
+    "Guidance",
+    "GuidedBatches",
+    "LatentTask",
     "PlanarTask",
     "latent_batches",
     "network_inputs",

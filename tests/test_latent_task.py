@@ -1,0 +1,112 @@
+"""Latent tasks: guidance, and how a class-conditional network is judged."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import keodrift as kd
+from keodrift.data import load_digits_latents
+from keodrift.errors import OptionError
+from keodrift.metrics import class_wasserstein_squared
+from keodrift.networks import ConditionalMLP
+from keodrift.tasks import Guidance, LatentTask, latent_batches
+from keodrift.training import Objective, Trainer
+
+LATENTS = load_digits_latents(4)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def network(**options) -> ConditionalMLP:
+    return ConditionalMLP(noise_dim=4, dim=4, width=32, hidden=1, **options)
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0, 3.0])
+def test_omega_has_the_density_that_was_asked_for(power):
+    guidance, random = Guidance(most=4.0, power=power), seeded()
+    drawn = torch.tensor([guidance.omega(random) for _ in range(20_000)])
+    assert drawn.min() >= 1 and drawn.max() <= 4
+    grid = torch.linspace(1, 4, 100_001, dtype=torch.float64)
+    density = grid**-power
+    mean = float((grid * density).sum() / density.sum())
+    assert float(drawn.mean()) == pytest.approx(mean, abs=4 * float(drawn.std()) / 20_000**0.5)
+
+
+@pytest.mark.parametrize("negatives", ["self", "fresh"])
+def test_guidance_is_one_strength_a_step_and_negatives_that_classes_share(negatives):
+    guided = network(guidance_dim=8)
+    batches = latent_batches(guided, LATENTS, 6, negatives=negatives, guidance=Guidance(5))
+    batch = batches(seeded())
+    omega = batch.inputs[2]
+    assert omega.shape == (60,) and bool((omega == omega[0]).all())
+    weights = batch.options["negative_weights"]
+    assert batch.options["negatives"].shape == (5, 4)
+    torch.testing.assert_close(weights, ((omega[0] - 1) * 5 / 5).expand(5))
+    if negatives == "fresh":
+        assert torch.equal(batch.model_inputs[2], omega)
+    x = guided(*batch.inputs).detach()
+    drift = kd.SinkhornDrift(0.05, relative=True, half_steps=41)
+    options = dict(batch.options)
+    if negatives == "fresh":
+        options["model"] = guided(*batch.model_inputs).detach()
+    v = drift(x, batch.data, **options)
+    k = batch.options["x_labels"] == 3
+    alone = {name: options[name] for name in ("negatives", "negative_weights")}
+    if negatives == "fresh":
+        alone["model"] = options["model"][options["model_labels"] == 3]
+    own = drift(x[k], batch.data[batch.options["y_labels"] == 3], **alone)
+    torch.testing.assert_close(v[k], own, rtol=1e-4, atol=1e-5)
+
+
+def test_guidance_needs_a_network_that_is_told():
+    with pytest.raises(OptionError, match="guidance_dim > 0"):
+        latent_batches(network(), LATENTS, 4, guidance=Guidance())
+    for options in ({"most": 0.5}, {"unconditional": 0}, {"power": -1.0}):
+        with pytest.raises(OptionError):
+            Guidance(**options)
+
+
+def test_a_guided_run_resumes_to_the_same_bits(tmp_path):
+    def trainer(folder):
+        made = network(guidance_dim=8)
+        batches = latent_batches(
+            made, LATENTS, 6, balanced=True, negatives="fresh", guidance=Guidance()
+        )
+        drift = kd.SinkhornDrift(0.05, relative=True, half_steps=11)
+        objective = Objective(drift, negatives="fresh", normalize=True, scale_features=True)
+        optimizer = torch.optim.Adam(made.parameters())
+        return Trainer(made, batches, objective, optimizer, seeded(), folder=folder)
+
+    whole = trainer(tmp_path / "whole")
+    whole.run(6)
+    trainer(tmp_path / "parts").run(3)
+    rest = trainer(tmp_path / "parts")
+    rest.run(6, resume=True)
+    for a, b in zip(whole.average.parameters(), rest.average.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("decoded", [True, False])
+def test_the_judge_stands_beside_real_latents(tmp_path, decoded):
+    latents = LATENTS if decoded else replace(LATENTS, decode=None)
+    task, made = LatentTask(latents, evaluate_samples=10), network()
+    look = task.evaluate(made)
+    result = task.judge(made, [{"step": 1, **look}], tmp_path)
+    json.dumps(result)
+    labels = latents.test_labels
+    w2 = class_wasserstein_squared(task.sample(made, labels), labels, latents.test, labels)
+    assert result["w2_squared"] == pytest.approx(sum(w2.values()) / 10)
+    assert list(result["w2_squared_by_class"]) == list(latents.class_names)
+    assert result["w2_squared_floor"] < result["w2_squared"]
+    assert result["nearest_neighbour"] > 0.9 > result["nearest_neighbour_floor"]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "curves.png",
+        "samples.png",
+        "samples.npz",
+    }
