@@ -4,6 +4,7 @@ from keodrift.costs import Cost
 from keodrift.divergence import sinkhorn_divergence
 from keodrift.drifts import Drift, OneSidedDrift, SinkhornDrift, SoftmaxDrift, TwoSidedDrift
 from keodrift.errors import ArgumentError, BackendWarning, ConvergenceWarning
+from keodrift.exports import load_network, save_network
 from keodrift.fields import Field, SoftmaxField
 from keodrift.flow import Flow, simulate
 from keodrift.loss import drift_loss, guidance_weight
@@ -30,7 +31,9 @@ __all__ = [
     "drift_loss",
     "effective_neighbours",
     "guidance_weight",
+    "load_network",
     "reach_for_gaps",
+    "save_network",
     "simulate",
     "sinkhorn_divergence",
     "tau_for_neighbours",

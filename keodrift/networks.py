@@ -1,6 +1,7 @@
 """Small networks from noise to samples.
 
-Their weights are decided by ``seed`` and leave torch's global random state as it was.
+Their weights are decided by ``seed`` and leave torch's global random state as it was. ``settings``
+are the keyword arguments that a network was made with.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from keodrift.checks import check_labels, check_positive
-from keodrift.errors import ArgumentError, OptionError
+from keodrift.errors import ArgumentError, DeviceError, OptionError, ShapeError
 from keodrift.sampling import balanced_normal
 
 
@@ -57,6 +58,13 @@ class MLP(nn.Module):
     ) -> None:
         _check_sizes(noise_dim=noise_dim, dim=dim, width=width, hidden=hidden)
         super().__init__()
+        self.settings = {
+            "noise_dim": noise_dim,
+            "dim": dim,
+            "width": width,
+            "hidden": hidden,
+            "seed": seed,
+        }
         self.noise_dim, self.dim = noise_dim, dim
         with _seeded(seed):
             widths = [noise_dim] + [width] * hidden
@@ -115,6 +123,15 @@ class ResidualMLP(nn.Module):
     ) -> None:
         _check_sizes(noise_dim=noise_dim, dim=dim, width=width, blocks=blocks)
         super().__init__()
+        self.settings = {
+            "noise_dim": noise_dim,
+            "dim": dim,
+            "width": width,
+            "blocks": blocks,
+            "residual_scale": residual_scale,
+            "output_std": output_std,
+            "seed": seed,
+        }
         self.noise_dim, self.dim = noise_dim, dim
         with _seeded(seed):
             self.enter = nn.Linear(noise_dim, width)
@@ -167,6 +184,16 @@ class ConditionalMLP(nn.Module):
     ) -> None:
         _check_sizes(noise_dim=noise_dim, dim=dim, classes=classes, class_dim=class_dim)
         super().__init__()
+        self.settings = {
+            "noise_dim": noise_dim,
+            "dim": dim,
+            "classes": classes,
+            "class_dim": class_dim,
+            "guidance_dim": guidance_dim,
+            "width": width,
+            "hidden": hidden,
+            "seed": seed,
+        }
         self.noise_dim, self.dim, self.classes = noise_dim, dim, classes
         self.guidance_dim = guidance_dim
         with _seeded(seed):
@@ -223,6 +250,7 @@ def sample(
     generator: torch.Generator,
     *,
     labels: Tensor | None = None,
+    omega: Tensor | float | None = None,
     batch_size: int = 65536,
 ) -> Tensor:
     """Samples of a network, without a graph and in evaluation mode.
@@ -232,13 +260,16 @@ def sample(
         n: How many samples.
         generator: The only source of randomness; decides the device too.
         labels: Classes ``(n,)`` for a conditional network, on the generator's device.
+        omega: Guidance strength ω ≥ 1 for a network with a ``guidance_dim``, of all samples or
+            ``(n,)`` of each; by default what the network takes without being told, 1.
         batch_size: Samples made at once; bounds memory, not the result.
 
     Returns:
         ``(n, dim)``.
 
     Raises:
-        ArgumentError: ``labels`` does not hold one class that the network knows a sample.
+        ArgumentError: ``labels`` does not hold one class that the network knows a sample, or
+            ``omega`` is below 1, not one a sample, or told to a network without guidance.
 
     Example:
         >>> sample(MLP(), 1000, torch.Generator().manual_seed(0)).shape
@@ -252,12 +283,30 @@ def sample(
         if labels is None or not (int(labels.min()) in known and int(labels.max()) in known):
             got = None if labels is None else f"classes {int(labels.min())}…{int(labels.max())}"
             raise OptionError("labels", got, f"classes in 0…{network.classes - 1}")
+    if omega is not None:
+        omega = _strengths(network, omega, noise)
+    columns = [column for column in (noise, labels, omega) if column is not None]
+    parts = zip(*(column.split(batch_size) for column in columns), strict=True)
     training = network.training
     network.eval()
     try:
-        if labels is None:
-            return torch.cat([network(part) for part in noise.split(batch_size)])
-        pairs = zip(noise.split(batch_size), labels.split(batch_size), strict=True)
-        return torch.cat([network(part, classes) for part, classes in pairs])
+        return torch.cat([network(*part) for part in parts])
     finally:
         network.train(training)
+
+
+def _strengths(network: nn.Module, omega: Tensor | float, noise: Tensor) -> Tensor:
+    """The guidance strength of each sample."""
+    if not getattr(network, "guidance_dim", 0):
+        needs = "None, or a network with guidance (guidance_dim > 0)"
+        raise OptionError("omega", f"{omega} for {type(network).__name__} without guidance", needs)
+    if not isinstance(omega, Tensor):
+        check_positive("omega", omega)
+        omega = noise.new_full((len(noise),), omega)
+    if omega.shape != (len(noise),):
+        raise ShapeError("omega", f"shape {tuple(omega.shape)}", f"a number or ({len(noise)},)")
+    if omega.device != noise.device:
+        raise DeviceError("omega", omega.device, f"the generator's device, {noise.device}")
+    if omega.is_complex() or not bool(((omega >= 1) & omega.isfinite()).all()):
+        raise OptionError("omega", omega, "finite guidance strengths of at least 1")
+    return omega.to(noise.dtype)

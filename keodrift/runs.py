@@ -29,9 +29,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from keodrift.drifts import Drift
 from keodrift.errors import ArgumentError, OptionError
+from keodrift.exports import described, save_network
 from keodrift.files import atomic_path, reading, write_json
 from keodrift.tasks import PlanarTask
-from keodrift.training import Trainer
+from keodrift.training import Trainer, checkpoints
 
 # What may differ between the command that began a run and the one that resumes it.
 _FREE_ON_RESUME = ("output", "resume", "steps", "progress")
@@ -254,6 +255,7 @@ def _build(config: Any) -> tuple[PlanarTask, Trainer]:
         device=device,
     )
     network = build(config.network).to(device)
+    described(network)  # or it could not be kept
     objective = build(config.objective, _drifts(config.drift, task))
     objective.check(fresh=config.negatives == "fresh", balanced=config.balanced)
     optimizer = build(config.optimizer, network.parameters())
@@ -317,6 +319,7 @@ def train(config: Any) -> dict[str, Any]:
         with atomic_path(folder / "config.yaml") as draft:
             OmegaConf.save(config, draft)
         history = trainer.run(config.steps, resume=config.resume)
+        save_network(trainer.average, folder / "network.safetensors")
         result = {"steps": trainer.step, **task.judge(trainer.average, history, folder)}
         result["seconds"] = history[-1]["seconds"]
         write_json(folder / "result.json", result)
@@ -352,7 +355,7 @@ def sweep(overrides: Sequence[str]) -> dict[str, Any]:
         config = compose("train", [*fixed, *values])
         name = ",".join(values).replace("/", "_")
         config.output = str(Path(config.output) / name)
-        config.resume = (Path(config.output) / "checkpoint.pt").exists()
+        config.resume = bool(checkpoints(config.output))
         if config.resume or finished(config) is not None:
             _refuse_change(config)
         configs[name] = config

@@ -38,8 +38,8 @@ def test_train_writes_one_run_folder_and_resumes_it(tmp_path, capsys):
     assert f"see {run}" in capsys.readouterr().out
     files = {path.name for path in run.iterdir()} - {"tensorboard", ".lock"}
     assert sorted(files) == [
-        "checkpoint.pt", "config.yaml", "curves.png", "metrics.jsonl", "result.json", "samples.npz",
-        "samples.png",
+        "checkpoint.pt", "config.yaml", "curves.png", "metrics.jsonl", "network.safetensors",
+        "result.json", "samples.npz", "samples.png",
     ]  # fmt: skip
     assert json.loads((run / "result.json").read_text())["steps"] == 4
     assert main(["train", *SMALL, "steps=6", f"output={run}", "resume=true"]) == 0

@@ -25,6 +25,7 @@ ROWS = [
     ["plots"],
     ["sampling"],
     ["data", "networks"],
+    ["exports"],
     ["training"],
     ["tasks"],
     ["settings"],

@@ -88,7 +88,7 @@ def test_a_run_that_dies_between_checkpoints_resumes_from_the_last_one(tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "b" / "metrics.jsonl").open()]
     assert [row["step"] for row in rows] == list(range(1, 21))
     left = {path.name for path in (tmp_path / "b").iterdir()} - {"tensorboard"}
-    assert left == {"checkpoint.pt", "metrics.jsonl"}
+    assert left == {"checkpoint.pt", "checkpoint_before.pt", "metrics.jsonl"}
 
 
 def test_resume_without_a_checkpoint_begins_and_without_a_folder_is_refused(tmp_path):

@@ -21,6 +21,7 @@ from keodrift.files import read_json, reading
 from keodrift.plots import new_figure, plot_samples, save_figure
 from keodrift.runs import compose, train
 from keodrift.studies import Claims, Row, Study, markdown_table
+from keodrift.training import checkpoints
 
 EXPERIMENTS = ("public_run", "paper_text")
 CONVERGED = "Sinkhorn, converged to 1e-2"  # far below the noise of a batch, cheaper than 1e-3
@@ -115,7 +116,7 @@ class NetworkGrid(Study[Cell]):
         """Trains one network, from its checkpoint if there is one."""
         config = compose("train", cell.overrides)
         config.output, config.progress = str(path.parent), False
-        config.resume = (path.parent / "checkpoint.pt").exists()
+        config.resume = bool(checkpoints(path.parent))
         train(config)
 
     def rows(self, folder: Path) -> list[Row]:

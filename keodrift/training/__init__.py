@@ -6,5 +6,6 @@ from keodrift.training.batches import Batch, BatchSource
 from keodrift.training.loop import Trainer
 from keodrift.training.negatives import NEGATIVES
 from keodrift.training.objective import Objective
+from keodrift.training.state import checkpoints
 
-__all__ = ["NEGATIVES", "Batch", "BatchSource", "Objective", "Trainer"]
+__all__ = ["NEGATIVES", "Batch", "BatchSource", "Objective", "Trainer", "checkpoints"]

@@ -7,11 +7,19 @@ import json
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from tqdm.auto import tqdm
 
 from keodrift.files import atomic_path, writing
+
+
+@runtime_checkable
+class Reporting(Protocol):
+    """An objective that has numbers for the log beside its loss."""
+
+    def report(self) -> dict[str, float]:
+        """Those of its last call."""
 
 
 class Log:

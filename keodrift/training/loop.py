@@ -10,32 +10,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from keodrift.checks import check_choice, check_positive
 from keodrift.drifts import Drift
-from keodrift.errors import ArgumentError, DivergedError, OptionError
+from keodrift.errors import ArgumentError, DivergedError, OptionError, RunError
 from keodrift.training.batches import Batch, BatchSource
-from keodrift.training.log import Log
+from keodrift.training.log import Log, Reporting
 from keodrift.training.objective import check_samples
-from keodrift.training.state import TrainingState
+from keodrift.training.state import TrainingState, average_of, checkpoints
 
 # A hundred steps of memory: longer, the average blurs modes that trade mass.
 EMA_DECAY = 0.99
-
-
-@runtime_checkable
-class Reporting(Protocol):
-    """An objective that has numbers for the log beside its loss."""
-
-    def report(self) -> dict[str, float]:
-        """Those of its last call."""
 
 
 class Trainer:
@@ -59,7 +50,8 @@ class Trainer:
             numbers for the log. It must bring its own random generator.
         evaluate_every: Steps between evaluations.
         log_every: Steps between lines of the log.
-        folder: Where ``metrics.jsonl`` and ``checkpoint.pt`` go; None writes nothing.
+        folder: Where ``metrics.jsonl``, the last two checkpoints and, if the training diverges,
+            ``diverged.pt`` go; None writes nothing.
         checkpoint_every: Steps between checkpoints; one is written at the end in any case.
         progress: Show a progress bar on standard error.
 
@@ -119,7 +111,7 @@ class Trainer:
         self.log_every, self.checkpoint_every = log_every, checkpoint_every
         self.progress = progress
         self.folder = None if folder is None else Path(folder)
-        average = AveragedModel(network, multi_avg_fn=_growing_memory(ema))
+        average = average_of(network, ema)
         self.state = TrainingState(network, average, optimizer, scheduler, batches, generator)
 
     @property
@@ -153,7 +145,7 @@ class Trainer:
         if self.folder is None:
             if resume:
                 raise ArgumentError("resume", True, "a folder that holds the checkpoint")
-        elif not resume and self.step == 0 and (self.folder / "checkpoint.pt").exists():
+        elif not resume and self.step == 0 and checkpoints(self.folder):
             got = f"{self.folder}, which holds a checkpoint"
             raise OptionError("folder", got, "resume=True, or another folder")
 
@@ -162,20 +154,20 @@ class Trainer:
 
         Args:
             steps: Total number of steps, those before a resume included.
-            resume: Continue from the folder's checkpoint if there is one.
+            resume: Continue from the folder's newest intact checkpoint if there is one.
 
         Returns:
             The history.
 
         Raises:
             ArgumentError: As `check`, or the checkpoint is of another network.
-            DivergedError: The training diverged; what was kept before stays.
+            DivergedError: The training diverged; what was kept before stays. The message names
+                the file that holds the batch it diverged on, see `TrainingState.save_diverged`.
         """
         self.check(steps, resume=resume)
         state = self.state
-        checkpoint = None if self.folder is None else self.folder / "checkpoint.pt"
-        if resume and checkpoint is not None and checkpoint.exists():
-            state.load(checkpoint)
+        if resume and self.folder is not None:
+            state.resume(self.folder)
         begun = time.perf_counter() - state.seconds
         with Log(
             state.history, self.folder, start=state.step, steps=steps, progress=self.progress
@@ -192,34 +184,49 @@ class Trainer:
                         self._check_average(batch)
                     if evaluates or last or state.step % self.log_every == 0:
                         log.write(self._row(loss, gradient, evaluates))
+                    if last or state.step % self.checkpoint_every == 0:
+                        if self.folder is None:
+                            state.check_finite()
+                        else:
+                            state.save(self.folder / "checkpoint.pt")
                 except DivergedError as error:
-                    raise DivergedError(error.sign, state.step) from error
-                if last or state.step % self.checkpoint_every == 0:
-                    if checkpoint is None:
-                        state.check_finite()
-                    else:
-                        state.save(checkpoint)
+                    raise self._kept(error, batch) from error
         return state.history
 
+    def _kept(self, error: DivergedError, batch: Batch) -> DivergedError:
+        """The error to tell, and where the batch behind it is."""
+        sign = error.sign
+        if self.folder is not None:
+            path = self.folder / "diverged.pt"
+            with suppress(RunError):  # what ended the run is the error to be told
+                self.state.save_diverged(path, batch, repr(self.objective))
+                sign += f"; the batch is kept in {path}"
+        return DivergedError(sign, self.step)
+
     def _advance(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """One step; its loss and the norm of its gradient."""
+        """One step; its loss and the norm of its gradient. Where they are not finite, no step."""
         state = self.state
         state.network.train()
         x = self._samples(state.network, batch.inputs)
         if batch.model_inputs:
             with torch.no_grad():
                 drawn = self._samples(state.network, batch.model_inputs)
+                check_samples(drawn)
             batch = replace(batch, options={**batch.options, "model": drawn})
         loss = self.objective(x, batch)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         bound = math.inf if self.clip is None else self.clip
         gradient = nn.utils.clip_grad_norm_(state.network.parameters(), bound)
+        state.step += 1
+        # Once a step is read from the device, as the checks of the clouds do too: an optimiser
+        # that was given one gradient that is not finite has lost its weights.
+        if not bool(torch.isfinite(loss) & torch.isfinite(gradient)):
+            raise DivergedError(f"the loss is {float(loss)}, its gradient's norm {float(gradient)}")
         state.optimizer.step()
         if state.scheduler is not None:
             state.scheduler.step()
         state.ema.update_parameters(state.network)
-        state.step += 1
         return loss.detach(), gradient
 
     def _samples(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -238,8 +245,6 @@ class Trainer:
     @torch.no_grad()
     def _row(self, loss: Tensor, gradient: Tensor, evaluates: bool) -> dict[str, float]:
         row: dict[str, float] = {"step": self.step, "loss": float(loss)}
-        if not math.isfinite(row["loss"]):
-            raise DivergedError(f"the loss is {row['loss']}")
         if evaluates and self.evaluate is not None:
             row |= {name: float(value) for name, value in self.evaluate(self.average).items()}
         row["gradient_norm"] = float(gradient)
@@ -252,13 +257,3 @@ class Trainer:
         row |= self.objective.report() if isinstance(self.objective, Reporting) else {}
         row["seconds"] = round(self.state.seconds, 3)
         return row
-
-
-def _growing_memory(ema: float) -> Callable[[Any, Any, Any], None]:
-    """An exponential average whose decay grows with the number of networks averaged so far."""
-
-    def update(averaged: Any, weights: Any, count: Any) -> None:
-        t = int(count)
-        get_ema_multi_avg_fn(min(ema, (1 + t) / (10 + t)))(averaged, weights, count)
-
-    return update

@@ -1,8 +1,10 @@
-"""All that a run needs to go on as if it had never stopped, and its checkpoint."""
+"""All that a run needs to go on as if it had never stopped, and its checkpoints."""
 
 from __future__ import annotations
 
 import io
+import os
+import warnings
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +12,36 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from keodrift.errors import ArgumentError, DivergedError
-from keodrift.files import atomic_path, reading
-from keodrift.training.batches import BatchSource
+from keodrift.errors import ArgumentError, DivergedError, RunError, users_stacklevel
+from keodrift.files import atomic_path, reading, writing
+from keodrift.training.batches import Batch, BatchSource
+
+
+def average_of(network: nn.Module, ema: float) -> AveragedModel:
+    """An exponential average whose decay grows with the number of networks averaged so far."""
+
+    def update(averaged: Any, weights: Any, count: Any) -> None:
+        t = int(count)
+        get_ema_multi_avg_fn(min(ema, (1 + t) / (10 + t)))(averaged, weights, count)
+
+    return AveragedModel(network, multi_avg_fn=update)
+
+
+def checkpoints(folder: str | Path) -> list[Path]:
+    """The checkpoints that a run folder holds, newest first: the last one and the one before.
+
+    Example:
+        >>> checkpoints("outputs/never_begun")
+        []
+    """
+    newest = Path(folder) / "checkpoint.pt"
+    return [path for path in (newest, _before(newest)) if path.exists()]
+
+
+def _before(path: Path) -> Path:
+    return path.with_stem(f"{path.stem}_before")
 
 
 @runtime_checkable
@@ -61,26 +88,45 @@ class TrainingState:
         return {name: part for name, part in vars(self).items() if isinstance(part, Stateful)}
 
     def save(self, path: Path) -> None:
-        """Writes the checkpoint atomically.
+        """Writes a checkpoint atomically; one that is there stays, as ``…_before``.
 
         Raises:
-            DivergedError: The network's weights are not finite; an earlier checkpoint stays.
-            RunError: It cannot be written; an earlier checkpoint stays.
+            DivergedError: The network's weights are not finite; earlier checkpoints stay.
+            RunError: It cannot be written; earlier checkpoints stay.
         """
         self.check_finite()
-        buffer = io.BytesIO()  # what torch writes to a full disk itself hides the reason
-        torch.save(
-            {
-                "parts": {name: part.state_dict() for name, part in self._parts().items()},
-                "generator": self.generator.get_state(),
-                "step": self.step,
-                "seconds": self.seconds,
-                "history": self.history,
-            },
-            buffer,
-        )
+        saved = {
+            "parts": {name: part.state_dict() for name, part in self._parts().items()},
+            "generator": self.generator.get_state(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "history": self.history,
+        }
         with atomic_path(path) as draft:
-            draft.write_bytes(buffer.getbuffer())
+            _write(draft, saved)
+            if path.exists():
+                # Killed after this, a run goes on from the one before.
+                os.replace(path, _before(path))
+
+    def save_diverged(self, path: Path, batch: Batch, objective: str) -> None:
+        """Writes what a training diverged on, for ``torch.load(path, weights_only=True)``.
+
+        That is the steps done, the objective in words, the batch (of its options the tensors),
+        the weights, and the random state, which is that after the batch was drawn.
+
+        Raises:
+            RunError: It cannot be written.
+        """
+        options = {name: value for name, value in batch.options.items() if torch.is_tensor(value)}
+        saved = {
+            "step": self.step,
+            "objective": objective,
+            "batch": vars(batch) | {"options": options},
+            "network": self.network.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+        with atomic_path(path) as draft:
+            _write(draft, saved)
 
     def check_finite(self) -> None:
         """Refuses weights that are not finite.
@@ -90,6 +136,32 @@ class TrainingState:
         """
         if not all(bool(torch.isfinite(weight).all()) for weight in self.network.parameters()):
             raise DivergedError("weights of the network are NaN or infinite", self.step)
+
+    def resume(self, folder: Path) -> None:
+        """Goes on from the newest intact checkpoint of a folder, where it holds any.
+
+        If that is the one before, the damaged one is moved aside, with a warning.
+
+        Raises:
+            ArgumentError: As `load`.
+            RunError: All are damaged.
+        """
+        if not (found := checkpoints(folder)):
+            return
+        newest, *older = found
+        try:
+            self.load(newest)
+        except RunError:
+            if not older:
+                raise
+            self.load(older[0])
+            # Where it was, the next checkpoint would move it over the intact one.
+            aside = newest.with_stem("checkpoint_damaged")
+            with writing(aside):
+                os.replace(newest, aside)
+            said = f"{newest} is damaged, and now {aside.name}"
+            said += f"; the run goes on from {older[0].name}, step {self.step}"
+            warnings.warn(said, stacklevel=users_stacklevel())
 
     def load(self, path: Path) -> None:
         """Restores everything that `save` wrote.
@@ -116,6 +188,12 @@ class TrainingState:
         self.step, self.seconds, self.history = (
             saved[name] for name in ("step", "seconds", "history")
         )
+
+
+def _write(path: Path, value: Any) -> None:
+    buffer = io.BytesIO()  # what torch writes to a full disk itself hides the reason
+    torch.save(value, buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 _KINDS = {"parts": dict, "generator": Tensor, "step": int, "seconds": float, "history": list}
