@@ -25,6 +25,7 @@ ROWS = [
     ["plots"],
     ["sampling"],
     ["data", "networks"],
+    ["vision"],
     ["training"],
     ["tasks"],
     ["settings"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from keodrift.data.digits import Latents, load_digits_latents
+from keodrift.data.images import Images
 from keodrift.data.targets import (
     TARGETS,
     Target,
@@ -13,6 +14,7 @@ from keodrift.data.targets import (
 
 __all__ = [
     "TARGETS",
+    "Images",
     "Latents",
     "Target",
     "get_target",
