@@ -26,6 +26,7 @@ ROWS = [
     ["sampling"],
     ["data", "networks"],
     ["exports"],
+    ["vision"],
     ["training"],
     ["tasks"],
     ["settings"],

@@ -1,0 +1,27 @@
+"""Images to latents and to classes: the networks around a generator, trained once and kept."""
+
+from __future__ import annotations
+
+from keodrift.vision.autoencoder import ConvAutoencoder
+from keodrift.vision.cached import (
+    cache_folder,
+    image_autoencoder,
+    image_classifier,
+    image_latents,
+    latents_of,
+)
+from keodrift.vision.classifier import ImageClassifier, accuracy
+from keodrift.vision.fitting import Fittable, fit
+
+__all__ = [
+    "ConvAutoencoder",
+    "Fittable",
+    "ImageClassifier",
+    "accuracy",
+    "cache_folder",
+    "fit",
+    "image_autoencoder",
+    "image_classifier",
+    "image_latents",
+    "latents_of",
+]
