@@ -45,6 +45,7 @@ def _reproduce(arguments: Sequence[str]) -> None:
         config.output,
         quick=config.quick,
         experiment=config.experiment,
+        data=config.data,
         workers=config.workers,
         limit=config.limit,
         progress=config.progress,

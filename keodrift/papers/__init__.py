@@ -1,7 +1,8 @@
 """The papers' figures, one command each: ``keodrift reproduce fig2``.
 
 `networks2d` holds the grids of trained 2D networks (Figs. 2, 6, 7, 8), `flows` those of particle
-flows (Figs. 1, 5). Run again, either goes on where it stopped.
+flows (Figs. 1, 5), `mnist` the tables of class-conditional digits. Run again, each goes on where it
+stopped.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from pathlib import Path
 
 from keodrift.checks import check_choice, check_positive
 from keodrift.errors import OptionError
-from keodrift.papers import flows, networks2d
+from keodrift.papers import flows, mnist, networks2d
 from keodrift.studies import Report, run_study
 
-FIGURES: dict[str, flows.FlowGrid | networks2d.NetworkGrid] = {
+FIGURES: dict[str, flows.FlowGrid | networks2d.NetworkGrid | mnist.MnistGrid] = {
     **flows.FIGURES,
     **networks2d.FIGURES,
+    "mnist": mnist.MnistGrid(),
 }
 
 
@@ -26,6 +28,7 @@ def reproduce(
     *,
     quick: bool = False,
     experiment: str | None = None,
+    data: str | None = None,
     workers: int | None = None,
     limit: int | None = None,
     progress: bool = True,
@@ -38,6 +41,8 @@ def reproduce(
             on there.
         quick: Minutes instead of hours: shows that everything runs, not what comes out.
         experiment: Setting of trained networks, ``"public_run"`` (default) or ``"paper_text"``.
+        data: Where MNIST is, for its table; see `keodrift.data.load_mnist`. It is downloaded by
+            default, and ``"digits"`` are scikit-learn's 8×8 ones.
         workers: Cells at once; one a core by default, and 0 for one after the other in this
             process.
         limit: Runs at most this many cells now.
@@ -66,6 +71,10 @@ def reproduce(
         setting = grid.experiment
     elif experiment is not None:
         raise OptionError("experiment", repr(experiment), f"none: {name} trains no network")
+    if isinstance(grid, mnist.MnistGrid):
+        grid = replace(grid, data=data)
+    elif data is not None:
+        raise OptionError("data", repr(data), f"none: {name} draws its own")
     # Every setting has its own runs, figure and table, so that none passes for another's.
     setting = "_".join(filter(None, (setting, "quick" if quick else "")))
     stem = Path(folder) / "_".join(filter(None, (name, setting)))
