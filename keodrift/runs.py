@@ -202,7 +202,7 @@ def build(node: Any, *args: Any) -> Any:
         OptionError: The node does not fit its target.
 
     Example:
-        >>> build(compose("train").drift).tau
+        >>> build(compose("train", ["drift=sinkhorn"]).drift).tau
         0.05
     """
     if not (isinstance(node, DictConfig) and "_target_" in node):
