@@ -64,7 +64,7 @@ def test_shapes(sides, batch):
     autoencoder = ConvAutoencoder(sides, dim=5, channels=2, width=8).eval()
     images = torch.rand(*batch, *sides)
     latents = autoencoder.encode(images)
-    decoded = autoencoder.decode(latents)
+    decoded = autoencoder.decode(latents).detach()
     assert latents.shape == (*batch, 5)
     assert decoded.shape == images.shape
     assert 0 <= float(decoded.min()) <= float(decoded.max()) <= 1
@@ -146,7 +146,7 @@ def test_one_other_byte_of_the_data_is_another_key(few, tmp_path, no_fit, name):
         image_classifier(other, cache=tmp_path, **QUIET)
 
 
-@pytest.mark.parametrize("other", [{"epochs": 2}, {"seed": 1}, {"dim": 3}])
+@pytest.mark.parametrize("other", [{"epochs": 2}, {"seed": 1}, {"dim": 3}, {"class_weight": 0.5}])
 def test_other_settings_are_another_key(few, tmp_path, no_fit, other):
     image_autoencoder(few, cache=tmp_path, **QUIET)
     no_fit()

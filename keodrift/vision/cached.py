@@ -51,7 +51,8 @@ def image_latents(
     images: Images,
     dim: int = 6,
     *,
-    epochs: int = 25,
+    class_weight: float = 0.03,
+    epochs: int = 24,
     cache: Cache = None,
     seed: int = 0,
     progress: bool = True,
@@ -61,6 +62,8 @@ def image_latents(
     Args:
         images: The images, with sides that are multiples of 4.
         dim: Latent dimension.
+        class_weight: How much the autoencoder looks at classes, see `ConvAutoencoder`; 0 trains
+            it without labels.
         epochs: Passes through the training images.
         cache: See `cache_folder`.
         seed: Decides initial weights, order and noise.
@@ -70,7 +73,7 @@ def image_latents(
         The latents with their maps, decode differentiable.
 
     Raises:
-        OptionError: ``dim`` or ``epochs`` is not a positive integer.
+        OptionError: ``dim`` or ``epochs`` is not a positive integer, or the weight negative.
         ShapeError: The images cannot be halved twice.
         RunError: The cache cannot be written.
         DivergedError: The training left the finite numbers; nothing is kept.
@@ -86,7 +89,13 @@ def image_latents(
         (torch.Size([4, 3]), torch.Size([4, 8, 8]))
     """
     autoencoder = image_autoencoder(
-        images, dim, epochs=epochs, cache=cache, seed=seed, progress=progress
+        images,
+        dim,
+        class_weight=class_weight,
+        epochs=epochs,
+        cache=cache,
+        seed=seed,
+        progress=progress,
     )
     return latents_of(images, autoencoder, cache=cache)
 
@@ -95,13 +104,16 @@ def image_autoencoder(
     images: Images,
     dim: int = 6,
     *,
-    epochs: int = 25,
+    class_weight: float = 0.03,
+    epochs: int = 24,
     cache: Cache = None,
     seed: int = 0,
     progress: bool = True,
 ) -> ConvAutoencoder:
     """The autoencoder of `image_latents`, frozen, with the same arguments and errors."""
-    autoencoder = ConvAutoencoder(_sides(images), dim, seed=seed)
+    autoencoder = ConvAutoencoder(
+        _sides(images), dim, len(images.class_names), class_weight=class_weight, seed=seed
+    )
     _fit_cached(autoencoder, images, epochs, cache, seed, progress)
     return autoencoder
 

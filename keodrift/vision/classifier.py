@@ -27,9 +27,6 @@ class ImageClassifier(Fittable):
         channels: Channels of the first convolution; the others have two and four times as many.
         seed: Decides the initial weights.
 
-    Attributes:
-        settings: The arguments above, by name: ``ImageClassifier(**settings)`` is one alike.
-
     Raises:
         OptionError: A size is not a positive integer.
         ShapeError: A side of the image is no multiple of 4.
@@ -46,16 +43,12 @@ class ImageClassifier(Fittable):
         channels: int = 12,
         seed: int = 0,
     ) -> None:
-        for name, size in (("classes", classes), ("channels", channels)):
-            check_positive(name, size, integer=True)
         sides = check_sides(image_shape)
+        sizes = {"classes": classes, "channels": channels}
+        for name, size in sizes.items():
+            check_positive(name, size, integer=True)
         super().__init__()
-        self.settings = {
-            "image_shape": sides,
-            "classes": classes,
-            "channels": channels,
-            "seed": seed,
-        }
+        self.settings = {"image_shape": sides, **sizes, "seed": seed}
         self.image_shape = sides
         flat = 4 * channels * (sides[0] // 4) * (sides[1] // 4)
         with _seeded(seed):
