@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -15,13 +17,14 @@ from keodrift.vision import (
     ImageClassifier,
     accuracy,
     cache_folder,
-    cached,
     fit,
     image_autoencoder,
     image_classifier,
     image_latents,
     latents_of,
+    trained,
 )
+from keodrift.vision.cached import cached
 
 QUIET = {"epochs": 1, "progress": False}
 
@@ -48,7 +51,7 @@ def no_fit(monkeypatch):
     """From here on, whoever trains fails."""
 
     def forbid() -> None:
-        monkeypatch.setattr(cached, "fit", lambda *_, **__: pytest.fail("trained"))
+        monkeypatch.setattr(trained, "fit", lambda *_, **__: pytest.fail("trained"))
 
     return forbid
 
@@ -130,6 +133,34 @@ def test_a_seed_decides_everything_and_the_global_random_state_stays(few, tmp_pa
     assert same(first, again) and not same(first, other)
 
 
+@pytest.mark.parametrize("make", [image_autoencoder, image_classifier])
+def test_another_default_dtype_changes_no_dtype_here(few, tmp_path, make):
+    torch.set_default_dtype(torch.float64)
+    try:
+        network = make(few, cache=tmp_path, **QUIET)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {weight.dtype for weight in network.parameters()} == {torch.float32}
+
+
+def test_of_two_that_ask_at_once_one_makes(tmp_path):
+    made = []
+    both = threading.Barrier(2)
+
+    def make() -> dict[str, torch.Tensor]:
+        made.append(len(made))
+        return {"number": torch.tensor(len(made))}
+
+    def ask(_: int) -> int:
+        both.wait()
+        return int(cached("number", "key", tmp_path, make)["number"])
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(ask, range(2))) == [1, 1]
+    assert made == [0]
+
+
 def changed(part: torch.Tensor) -> torch.Tensor:
     part = part.clone()
     part.view(-1)[0] = (part.view(-1)[0] + 1) % 10
@@ -157,7 +188,7 @@ def test_other_settings_are_another_key(few, tmp_path, no_fit, other):
 def test_another_version_is_another_key(few, tmp_path, no_fit, monkeypatch):
     image_autoencoder(few, cache=tmp_path, **QUIET)
     no_fit()
-    monkeypatch.setattr(cached, "VERSION", cached.VERSION + 1)
+    monkeypatch.setattr(trained, "VERSION", trained.VERSION + 1)
     with pytest.raises(pytest.fail.Exception, match="trained"):
         image_autoencoder(few, cache=tmp_path, **QUIET)
 

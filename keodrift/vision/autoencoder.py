@@ -90,6 +90,7 @@ class ConvAutoencoder(Fittable):
                 nn.ConvTranspose2d(few, 1, 4, 2, 1),
             )
             self.guess = nn.Linear(dim, classes)
+        self.float()
 
     def encode(self, images: Tensor) -> Tensor:
         """Images ``(…, H, W)`` in [0, 1] to latents ``(…, d)``.
@@ -112,7 +113,8 @@ class ConvAutoencoder(Fittable):
     def loss(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Cross-entropy of pixels ``(n, H, W)``, and by its weight that of classes ``(n,)``."""
         latents = self.encode(images)
-        latents = latents + self.noise * torch.randn(latents.shape, generator=generator)
+        noise = torch.randn(latents.shape, generator=generator, dtype=latents.dtype)
+        latents = latents + self.noise * noise
         loss = nn.functional.binary_cross_entropy_with_logits(self._logits(latents), images)
         if self.class_weight:
             loss = loss + self.class_weight * nn.functional.cross_entropy(

@@ -58,6 +58,7 @@ class ImageClassifier(Fittable):
                 *(*_convolution(2 * channels, 4 * channels), nn.Flatten()),
                 *(nn.Linear(flat, 128), nn.ReLU(), nn.Linear(128, classes)),
             )
+        self.float()
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``(…, H, W)`` in [0, 1] to one logit a class, ``(…, classes)``.
@@ -90,7 +91,8 @@ def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def _blurred(images: Tensor, generator: torch.Generator) -> Tensor:
     smooth = nn.functional.avg_pool2d(images.unsqueeze(1), 3, 1, 1).squeeze(1)
-    return images.lerp(smooth, torch.rand(len(images), 1, 1, generator=generator))
+    share = torch.rand(len(images), 1, 1, generator=generator, dtype=images.dtype)
+    return images.lerp(smooth, share)
 
 
 @torch.no_grad()
