@@ -77,8 +77,8 @@ def test_shapes(sides, batch):
 
 def test_latents_tell_digits_apart_and_an_independent_classifier_agrees(digits, tmp_path):
     options = {"cache": tmp_path, "progress": False}
-    latents = image_latents(digits, 6, epochs=40, **options)
-    classifier = image_classifier(digits, epochs=15, **options)
+    latents = image_latents(digits, 6, epochs=25, **options)
+    classifier = image_classifier(digits, epochs=10, **options)
     images = digits.test / 255
     decoded = latents.decode(latents.test)
     mean = (digits.train / 255).mean(0)
@@ -88,7 +88,7 @@ def test_latents_tell_digits_apart_and_an_independent_classifier_agrees(digits, 
 
 
 def test_latents_have_mean_nought_and_variance_one(digits, tmp_path):
-    latents = image_latents(digits, 4, epochs=20, cache=tmp_path, progress=False)
+    latents = image_latents(digits, 4, epochs=10, cache=tmp_path, progress=False)
     assert latents.dim == 4 and latents.classes == 10 and latents.image_shape == (8, 8)
     torch.testing.assert_close(latents.train.mean(0), torch.zeros(4), atol=0.2, rtol=0)
     torch.testing.assert_close(latents.train.std(0), torch.ones(4), atol=0.2, rtol=0)
