@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -15,13 +17,14 @@ from keodrift.vision import (
     ImageClassifier,
     accuracy,
     cache_folder,
-    cached,
     fit,
     image_autoencoder,
     image_classifier,
     image_latents,
     latents_of,
+    trained,
 )
+from keodrift.vision.cached import cached
 
 QUIET = {"epochs": 1, "progress": False}
 
@@ -48,7 +51,7 @@ def no_fit(monkeypatch):
     """From here on, whoever trains fails."""
 
     def forbid() -> None:
-        monkeypatch.setattr(cached, "fit", lambda *_, **__: pytest.fail("trained"))
+        monkeypatch.setattr(trained, "fit", lambda *_, **__: pytest.fail("trained"))
 
     return forbid
 
@@ -64,7 +67,7 @@ def test_shapes(sides, batch):
     autoencoder = ConvAutoencoder(sides, dim=5, channels=2, width=8).eval()
     images = torch.rand(*batch, *sides)
     latents = autoencoder.encode(images)
-    decoded = autoencoder.decode(latents)
+    decoded = autoencoder.decode(latents).detach()
     assert latents.shape == (*batch, 5)
     assert decoded.shape == images.shape
     assert 0 <= float(decoded.min()) <= float(decoded.max()) <= 1
@@ -74,8 +77,8 @@ def test_shapes(sides, batch):
 
 def test_latents_tell_digits_apart_and_an_independent_classifier_agrees(digits, tmp_path):
     options = {"cache": tmp_path, "progress": False}
-    latents = image_latents(digits, 6, epochs=40, **options)
-    classifier = image_classifier(digits, epochs=15, **options)
+    latents = image_latents(digits, 6, epochs=25, **options)
+    classifier = image_classifier(digits, epochs=10, **options)
     images = digits.test / 255
     decoded = latents.decode(latents.test)
     mean = (digits.train / 255).mean(0)
@@ -85,7 +88,7 @@ def test_latents_tell_digits_apart_and_an_independent_classifier_agrees(digits, 
 
 
 def test_latents_have_mean_nought_and_variance_one(digits, tmp_path):
-    latents = image_latents(digits, 4, epochs=20, cache=tmp_path, progress=False)
+    latents = image_latents(digits, 4, epochs=10, cache=tmp_path, progress=False)
     assert latents.dim == 4 and latents.classes == 10 and latents.image_shape == (8, 8)
     torch.testing.assert_close(latents.train.mean(0), torch.zeros(4), atol=0.2, rtol=0)
     torch.testing.assert_close(latents.train.std(0), torch.ones(4), atol=0.2, rtol=0)
@@ -130,6 +133,34 @@ def test_a_seed_decides_everything_and_the_global_random_state_stays(few, tmp_pa
     assert same(first, again) and not same(first, other)
 
 
+@pytest.mark.parametrize("make", [image_autoencoder, image_classifier])
+def test_another_default_dtype_changes_no_dtype_here(few, tmp_path, make):
+    torch.set_default_dtype(torch.float64)
+    try:
+        network = make(few, cache=tmp_path, **QUIET)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {weight.dtype for weight in network.parameters()} == {torch.float32}
+
+
+def test_of_two_that_ask_at_once_one_makes(tmp_path):
+    made = []
+    both = threading.Barrier(2)
+
+    def make() -> dict[str, torch.Tensor]:
+        made.append(len(made))
+        return {"number": torch.tensor(len(made))}
+
+    def ask(_: int) -> int:
+        both.wait()
+        return int(cached("number", "key", tmp_path, make)["number"])
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(ask, range(2))) == [1, 1]
+    assert made == [0]
+
+
 def changed(part: torch.Tensor) -> torch.Tensor:
     part = part.clone()
     part.view(-1)[0] = (part.view(-1)[0] + 1) % 10
@@ -147,7 +178,7 @@ def test_one_other_byte_of_the_data_is_another_key(few, tmp_path, no_fit, name):
         image_classifier(other, cache=tmp_path, **QUIET)
 
 
-@pytest.mark.parametrize("other", [{"epochs": 2}, {"seed": 1}, {"dim": 3}])
+@pytest.mark.parametrize("other", [{"epochs": 2}, {"seed": 1}, {"dim": 3}, {"class_weight": 0.5}])
 def test_other_settings_are_another_key(few, tmp_path, no_fit, other):
     image_autoencoder(few, cache=tmp_path, **QUIET)
     no_fit()
@@ -158,7 +189,7 @@ def test_other_settings_are_another_key(few, tmp_path, no_fit, other):
 def test_another_version_is_another_key(few, tmp_path, no_fit, monkeypatch):
     image_autoencoder(few, cache=tmp_path, **QUIET)
     no_fit()
-    monkeypatch.setattr(cached, "VERSION", cached.VERSION + 1)
+    monkeypatch.setattr(trained, "VERSION", trained.VERSION + 1)
     with pytest.raises(pytest.fail.Exception, match="trained"):
         image_autoencoder(few, cache=tmp_path, **QUIET)
 

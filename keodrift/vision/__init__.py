@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from keodrift.vision.autoencoder import ConvAutoencoder
-from keodrift.vision.cached import (
-    cache_folder,
+from keodrift.vision.cached import cache_folder
+from keodrift.vision.classifier import ImageClassifier, accuracy
+from keodrift.vision.fitting import Fittable, fit
+from keodrift.vision.trained import (
     image_autoencoder,
     image_classifier,
     image_latents,
     latents_of,
 )
-from keodrift.vision.classifier import ImageClassifier, accuracy
-from keodrift.vision.fitting import Fittable, fit
 
 __all__ = [
     "ConvAutoencoder",

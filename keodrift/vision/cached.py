@@ -1,12 +1,10 @@
-"""What was trained once is kept: weights and latents in files named by all that decides them.
+"""Tensors that are made once and kept: a file is named by all that decides what it holds.
 
-A name holds a digest of the images, the settings and `VERSION`, so that nothing kept answers for
-something else; a file holds a digest of its own tensors, so that damage is seen.
+A file holds a digest of its own tensors as well, so that damage is seen.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -14,22 +12,14 @@ import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import torch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from keodrift.data import Images, Latents
 from keodrift.errors import users_stacklevel
 from keodrift.files import atomic_path, writing
-from keodrift.vision.autoencoder import ConvAutoencoder
-from keodrift.vision.classifier import ImageClassifier
-from keodrift.vision.fitting import Fittable, fit
-from keodrift.vision.pixels import unit
 
-# Raised by whoever changes what the same settings and images give.
-VERSION = 1
 Cache = str | os.PathLike[str] | None
 
 
@@ -47,169 +37,16 @@ def cache_folder(cache: Cache = None) -> Path:
     return Path(cache or os.environ.get("KEODRIFT_CACHE") or "~/.cache/keodrift").expanduser()
 
 
-def image_latents(
-    images: Images,
-    dim: int = 6,
-    *,
-    epochs: int = 25,
-    cache: Cache = None,
-    seed: int = 0,
-    progress: bool = True,
-) -> Latents:
-    """Images as latents of an autoencoder that is trained on them, or was before.
-
-    Args:
-        images: The images, with sides that are multiples of 4.
-        dim: Latent dimension.
-        epochs: Passes through the training images.
-        cache: See `cache_folder`.
-        seed: Decides initial weights, order and noise.
-        progress: Show a progress bar on standard error.
-
-    Returns:
-        The latents with their maps, decode differentiable.
-
-    Raises:
-        OptionError: ``dim`` or ``epochs`` is not a positive integer.
-        ShapeError: The images cannot be halved twice.
-        RunError: The cache cannot be written.
-        DivergedError: The training left the finite numbers; nothing is kept.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> pixels = (torch.arange(20 * 64).view(20, 8, 8) % 256).to(torch.uint8)
-        >>> labels = torch.arange(20) % 2
-        >>> images = Images(pixels, labels, pixels[:4], labels[:4], ("even", "odd"))
-        >>> with TemporaryDirectory() as folder:
-        ...     latents = image_latents(images, 3, epochs=1, cache=folder, progress=False)
-        >>> latents.test.shape, latents.decode(latents.test).shape
-        (torch.Size([4, 3]), torch.Size([4, 8, 8]))
-    """
-    autoencoder = image_autoencoder(
-        images, dim, epochs=epochs, cache=cache, seed=seed, progress=progress
-    )
-    return latents_of(images, autoencoder, cache=cache)
-
-
-def image_autoencoder(
-    images: Images,
-    dim: int = 6,
-    *,
-    epochs: int = 25,
-    cache: Cache = None,
-    seed: int = 0,
-    progress: bool = True,
-) -> ConvAutoencoder:
-    """The autoencoder of `image_latents`, frozen, with the same arguments and errors."""
-    autoencoder = ConvAutoencoder(_sides(images), dim, seed=seed)
-    _fit_cached(autoencoder, images, epochs, cache, seed, progress)
-    return autoencoder
-
-
-def image_classifier(
-    images: Images,
-    *,
-    epochs: int = 6,
-    cache: Cache = None,
-    seed: int = 0,
-    progress: bool = True,
-) -> ImageClassifier:
-    """A classifier of images, frozen, that is trained on them, or was before.
-
-    Args:
-        images: The images, with sides that are multiples of 4.
-        epochs: Passes through the training images.
-        cache: See `cache_folder`.
-        seed: Decides initial weights, order and augmentation.
-        progress: Show a progress bar on standard error.
-
-    Raises:
-        OptionError: ``epochs`` is not a positive integer.
-        ShapeError: The images cannot be halved twice.
-        RunError: The cache cannot be written.
-        DivergedError: The training left the finite numbers; nothing is kept.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> pixels = (torch.arange(20 * 64).view(20, 8, 8) % 256).to(torch.uint8)
-        >>> labels = torch.arange(20) % 2
-        >>> images = Images(pixels, labels, pixels[:4], labels[:4], ("even", "odd"))
-        >>> with TemporaryDirectory() as folder:
-        ...     classifier = image_classifier(images, epochs=1, cache=folder, progress=False)
-        >>> classifier(torch.rand(3, 8, 8)).shape
-        torch.Size([3, 2])
-    """
-    classifier = ImageClassifier(_sides(images), len(images.class_names), seed=seed)
-    _fit_cached(classifier, images, epochs, cache, seed, progress)
-    return classifier
-
-
-@torch.no_grad()
-def latents_of(images: Images, autoencoder: ConvAutoencoder, *, cache: Cache = None) -> Latents:
-    """Images as latents, encoded once and kept.
-
-    Args:
-        images: The images.
-        autoencoder: Encodes and decodes; a frozen copy of it goes into the latents.
-        cache: See `cache_folder`.
-
-    Raises:
-        ShapeError: The autoencoder was made for images of other sides.
-        RunError: The cache cannot be written.
-    """
-    frozen = copy.deepcopy(autoencoder).requires_grad_(False).eval()
-    parts = {"train": images.train, "test": images.test}
-
-    def encode() -> dict[str, Tensor]:
-        return {
-            name: torch.cat([frozen.encode(unit(batch)) for batch in part.split(1024)])
-            for name, part in parts.items()
-        }
-
-    key = _digest(parts | frozen.state_dict(), VERSION)
-    kept = _cached("latents", key, cache, encode)
-    return Latents(
-        train=kept["train"],
-        train_labels=images.train_labels,
-        test=kept["test"],
-        test_labels=images.test_labels,
-        encode=frozen.encode,
-        decode=frozen.decode,
-        image_shape=frozen.image_shape,
-        class_names=images.class_names,
-    )
-
-
-def _sides(images: Images) -> tuple[int, int]:
-    return images.train.shape[1], images.train.shape[2]
-
-
-def _fit_cached(
-    network: Fittable, images: Images, epochs: int, cache: Cache, seed: int, progress: bool
-) -> None:
-    """Gives a fresh network the weights that fitting it gives, and freezes it."""
-    data = {"images": images.train, "labels": images.train_labels}
-    name = type(network).__name__
-
-    def weights() -> dict[str, Tensor]:
-        fit(network, images.train, images.train_labels, epochs=epochs, seed=seed, progress=progress)
-        return network.state_dict()
-
-    key = _digest(data, [VERSION, name, network.settings, epochs, seed])
-    network.load_state_dict(_cached(name, key, cache, weights))
-    network.requires_grad_(False).eval()
-
-
-def _digest(tensors: Mapping[str, Tensor], settings: object = None) -> str:
-    """sha256 of tensors with their names, shapes and dtypes, and of anything that JSON takes."""
-    found = hashlib.sha256(json.dumps(settings).encode())
+def digest(tensors: Mapping[str, Tensor], settings: object = None) -> str:
+    """sha256 of tensors with their names, shapes and dtypes, and of settings."""
+    found = hashlib.sha256(json.dumps(settings, default=str).encode())
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
         found.update(tensor.detach().cpu().numpy().tobytes())
     return found.hexdigest()
 
 
-def _cached(
+def cached(
     name: str, key: str, cache: Cache, make: Callable[[], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
     """Tensors from their file, or made and kept there; of two processes, one makes them."""
@@ -227,7 +64,7 @@ def _cached(
             warnings.warn(text, RuntimeWarning, stacklevel=users_stacklevel())
         tensors = {part: tensor.contiguous() for part, tensor in make().items()}
         with atomic_path(path) as draft:
-            save_file(tensors, draft, {"sha256": _digest(tensors)})
+            save_file(tensors, draft, {"sha256": digest(tensors)})
         return tensors
     finally:
         lock.release()
@@ -241,4 +78,4 @@ def _intact(path: Path) -> dict[str, Tensor] | None:
             written = (file.metadata() or {}).get("sha256")
     except (SafetensorError, OSError):
         return None
-    return tensors if written == _digest(tensors) else None
+    return tensors if written == digest(tensors) else None

@@ -27,9 +27,6 @@ class ImageClassifier(Fittable):
         channels: Channels of the first convolution; the others have two and four times as many.
         seed: Decides the initial weights.
 
-    Attributes:
-        settings: The arguments above, by name: ``ImageClassifier(**settings)`` is one alike.
-
     Raises:
         OptionError: A size is not a positive integer.
         ShapeError: A side of the image is no multiple of 4.
@@ -46,16 +43,12 @@ class ImageClassifier(Fittable):
         channels: int = 12,
         seed: int = 0,
     ) -> None:
-        for name, size in (("classes", classes), ("channels", channels)):
-            check_positive(name, size, integer=True)
         sides = check_sides(image_shape)
+        sizes = {"classes": classes, "channels": channels}
+        for name, size in sizes.items():
+            check_positive(name, size, integer=True)
         super().__init__()
-        self.settings = {
-            "image_shape": sides,
-            "classes": classes,
-            "channels": channels,
-            "seed": seed,
-        }
+        self.settings = {"image_shape": sides, **sizes, "seed": seed}
         self.image_shape = sides
         flat = 4 * channels * (sides[0] // 4) * (sides[1] // 4)
         with _seeded(seed):
@@ -65,6 +58,7 @@ class ImageClassifier(Fittable):
                 *(*_convolution(2 * channels, 4 * channels), nn.Flatten()),
                 *(nn.Linear(flat, 128), nn.ReLU(), nn.Linear(128, classes)),
             )
+        self.float()
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``(…, H, W)`` in [0, 1] to one logit a class, ``(…, classes)``.
@@ -97,7 +91,8 @@ def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def _blurred(images: Tensor, generator: torch.Generator) -> Tensor:
     smooth = nn.functional.avg_pool2d(images.unsqueeze(1), 3, 1, 1).squeeze(1)
-    return images.lerp(smooth, torch.rand(len(images), 1, 1, generator=generator))
+    share = torch.rand(len(images), 1, 1, generator=generator, dtype=images.dtype)
+    return images.lerp(smooth, share)
 
 
 @torch.no_grad()
