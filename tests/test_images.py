@@ -1,93 +1,196 @@
-"""MNIST from a download, IDX files and an archive: the same images, or an error that says where."""
+"""Images: every source of MNIST gives the same, damage is named, and PCA goes there and back."""
 
 from __future__ import annotations
 
 import gzip
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from keodrift.data import Images, load_mnist, to_unit
-from keodrift.errors import DtypeError, OptionError, RunError, ShapeError
+from keodrift.data import (
+    Images,
+    load_digit_images,
+    load_digits_latents,
+    load_mnist,
+    pca_latents,
+    to_unit,
+)
+from keodrift.errors import (
+    ArgumentError,
+    DtypeError,
+    MissingDependencyError,
+    OptionError,
+    RunError,
+    ShapeError,
+)
 
-RANDOM = np.random.default_rng(0)
-GREY = RANDOM.integers(0, 256, (14, 28, 28), dtype=np.uint8)
-LABELS = np.arange(14, dtype=np.int64) % 10
-
-
-def write_idx(folder, *, compress=False):
-    for part, rows in (("train", slice(0, 12)), ("t10k", slice(12, 14))):
-        for kind, array in (("images", GREY[rows]), ("labels", LABELS[rows].astype(np.uint8))):
-            raw = np.array([0x800 + array.ndim, *array.shape], ">i4").tobytes() + array.tobytes()
-            name = f"{part}-{kind}-idx{array.ndim}-ubyte"
-            if compress:
-                (folder / f"{name}.gz").write_bytes(gzip.compress(raw))
-            else:
-                (folder / name).write_bytes(raw)
-
-
-def test_every_source_gives_the_same_images(tmp_path, monkeypatch):
-    expected = (GREY[:12], LABELS[:12], GREY[12:], LABELS[12:])
-    for name in ("plain", "packed"):
-        (tmp_path / name).mkdir()
-        write_idx(tmp_path / name, compress=name == "packed")
-    np.savez(tmp_path / "a.npz", images=GREY, labels=LABELS)
-    order = RANDOM.permutation(14)
-    np.savez(tmp_path / "b.npz", images=GREY[order], labels=LABELS[order], split=(order >= 12) * 1)
-    answer = (GREY.reshape(14, -1).astype(float), LABELS.astype(str))
-    monkeypatch.setattr("sklearn.datasets.fetch_openml", lambda *a, **k: answer)
-    for source in (None, "plain", "packed", "a.npz", "b.npz"):
-        images = load_mnist(None if source is None else tmp_path / source)
-        found = (images.train, images.train_labels, images.test, images.test_labels)
-        if source == "b.npz":
-            assert sorted(map(bytes, images.train.numpy())) == sorted(map(bytes, GREY[:12]))
-            continue
-        for one, other in zip(found, expected, strict=True):
-            assert torch.equal(one, torch.from_numpy(other.copy()))
-    digest = load_mnist(tmp_path / "plain").digest()
-    assert load_mnist(tmp_path / "a.npz", sha256=digest.upper()).digest() == digest
-    with pytest.raises(OptionError, match=f"{digest}.*needs those of 00"):
-        load_mnist(tmp_path / "a.npz", sha256="00")
+N = 14
+PIXELS = np.random.default_rng(0).integers(0, 256, (N, 28, 28)).astype(np.uint8)
+LABELS = (np.arange(N) % 10).astype(np.uint8)
+FILES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 
 
-def test_a_download_that_fails_says_so(monkeypatch):
-    def refuse(*args, **options):
-        raise OSError("no route")
-
-    monkeypatch.setattr("sklearn.datasets.fetch_openml", refuse)
-    with pytest.raises(RunError, match="cannot download MNIST .no route"):
-        load_mnist()
+def idx_bytes(array: np.ndarray) -> bytes:
+    header = np.array([0x800 + array.ndim, *array.shape], dtype=">i4")
+    return header.tobytes() + array.tobytes()
 
 
-def test_files_that_do_not_fit_are_named(tmp_path):
-    with pytest.raises(OptionError, match="no such file or folder"):
-        load_mnist(tmp_path / "none.npz")
-    with pytest.raises(OptionError, match="train-images-idx3-ubyte: got no such file"):
-        load_mnist(tmp_path)
-    write_idx(tmp_path)
-    path = tmp_path / "train-labels-idx1-ubyte"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1])
-    with pytest.raises(ShapeError, match="train-labels-idx1-ubyte: got 11 bytes"):
-        load_mnist(tmp_path)
-    path.write_bytes(b"\0\0\x08\x03" + whole[4:])
-    with pytest.raises(OptionError, match="magic number 2051"):
-        load_mnist(tmp_path)
-    np.savez(tmp_path / "a.npz", images=GREY)
-    with pytest.raises(OptionError, match="a.npz: labels"):
-        load_mnist(tmp_path / "a.npz")
-    np.savez(tmp_path / "a.npz", images=GREY[:, :8], labels=LABELS)
-    with pytest.raises(ShapeError, match="images"):
-        load_mnist(tmp_path / "a.npz")
+def write_idx(folder, packed: bool = False) -> None:
+    parts = (PIXELS[:12], LABELS[:12], PIXELS[12:], LABELS[12:])
+    for name, part in zip(FILES, parts, strict=True):
+        raw = idx_bytes(part)
+        path = folder / f"{name}-ubyte{'.gz' if packed else ''}"
+        path.write_bytes(gzip.compress(raw) if packed else raw)
 
 
-def test_images_are_checked_and_scaled():
-    grey, labels = torch.from_numpy(GREY), torch.from_numpy(LABELS)
-    assert float(to_unit(grey).max()) == GREY.max() / 255
-    with pytest.raises(DtypeError):
-        to_unit(grey.float())
-    for changed in ({"train": grey.float()}, {"train_labels": labels[:3]}, {"class_names": ("a",)}):
-        parts = {"train": grey, "train_labels": labels, "test": grey, "test_labels": labels}
-        with pytest.raises((DtypeError, ShapeError, OptionError)):
-            Images(**parts | {"class_names": tuple("0123456789")} | changed)
+@pytest.fixture
+def stored(tmp_path):
+    path = tmp_path / "mnist.npz"
+    np.savez(path, images=PIXELS, labels=LABELS)
+    return path
+
+
+class TestMnist:
+    def test_every_source_gives_the_same_images(self, tmp_path, stored, monkeypatch):
+        import sklearn.datasets
+
+        asked = []
+
+        def fetch(name, **options):
+            asked.append((name, options["version"]))
+            return PIXELS.reshape(N, 784).astype(float), LABELS.astype(str)
+
+        monkeypatch.setattr(sklearn.datasets, "fetch_openml", fetch)
+        sources = [None, stored]
+        for packed in (False, True):
+            folder = tmp_path / f"idx{packed}"
+            folder.mkdir()
+            write_idx(folder, packed)
+            sources.append(folder)
+        digests = {load_mnist(source).digest() for source in sources}
+        assert len(digests) == 1 and asked == [("mnist_784", 1)]
+        images = load_mnist(stored, sha256=digests.pop())
+        assert torch.equal(images.train, torch.from_numpy(PIXELS[:12]))
+        assert images.test_labels.tolist() == [2, 3] and images.test_labels.dtype == torch.int64
+        assert images.image_shape == (28, 28) and images.class_names == tuple("0123456789")
+
+    def test_a_split_says_what_trains(self, stored):
+        split = np.arange(N) % 2
+        np.savez(stored, images=PIXELS, labels=LABELS, split=split)
+        images = load_mnist(stored)
+        assert torch.equal(images.test, torch.from_numpy(PIXELS[1::2]))
+        assert torch.equal(images.train_labels, torch.from_numpy(LABELS[::2]).long())
+
+    def test_another_digest_is_refused_with_both(self, stored):
+        digest = load_mnist(stored).digest()
+        with pytest.raises(OptionError, match=f"source: .*{digest}, needs .*{'0' * 64}"):
+            load_mnist(stored, sha256="0" * 64)
+
+    @pytest.mark.parametrize(
+        ("arrays", "words"),
+        [
+            ({"images": PIXELS}, "labels: got only"),
+            ({"labels": LABELS}, "images: got only"),
+            ({"images": PIXELS[:, 1:], "labels": LABELS}, r"images: got uint8 \(12, 27, 28\)"),
+            ({"images": PIXELS.astype(float), "labels": LABELS}, "images: got float64"),
+            ({"images": PIXELS, "labels": LABELS[1:]}, r"labels: got shape \(13,\)"),
+            ({"images": PIXELS, "labels": LABELS + 3}, "train_labels: got 3…12"),
+            ({"images": PIXELS, "labels": LABELS.astype(float)}, "labels: got float64"),
+            ({"images": PIXELS, "labels": LABELS, "split": LABELS}, "split: got values"),
+        ],
+    )
+    def test_an_npz_that_does_not_fit_is_named(self, stored, arrays, words):
+        np.savez(stored, **arrays)
+        with pytest.raises(ArgumentError, match=f"mnist.npz: {words}"):
+            load_mnist(stored)
+
+    @pytest.mark.parametrize(
+        ("raw", "words"),
+        [
+            (idx_bytes(LABELS[:12]), "magic number 2049, needs 2051"),
+            (idx_bytes(PIXELS[:12])[:-1], r"9407 bytes, needs 9408 for the shape \[12, 28, 28\]"),
+        ],
+    )
+    def test_an_idx_file_that_does_not_fit_is_named(self, tmp_path, raw, words):
+        write_idx(tmp_path)
+        (tmp_path / "train-images-idx3-ubyte").write_bytes(raw)
+        with pytest.raises(ArgumentError, match=f"train-images-idx3-ubyte: got .*{words}"):
+            load_mnist(tmp_path)
+
+    def test_missing_and_damaged_files_are_named(self, tmp_path):
+        with pytest.raises(OptionError, match="nowhere: source: got no such"):
+            load_mnist(tmp_path / "nowhere")
+        write_idx(tmp_path, packed=True)
+        damaged = tmp_path / "t10k-images-idx3-ubyte.gz"
+        damaged.write_bytes(damaged.read_bytes()[:50])
+        with pytest.raises(RunError, match="cannot read .*t10k-images-idx3-ubyte.gz"):
+            load_mnist(tmp_path)
+        damaged.unlink()
+        with pytest.raises(OptionError, match="t10k-images-idx3-ubyte: got no such file"):
+            load_mnist(tmp_path)
+
+    def test_a_download_that_fails_says_so(self, monkeypatch):
+        import sklearn.datasets
+
+        def fetch(*args, **options):
+            raise ConnectionError("no route")
+
+        monkeypatch.setattr(sklearn.datasets, "fetch_openml", fetch)
+        with pytest.raises(RunError, match="cannot download MNIST .*no route"):
+            load_mnist()
+        monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+        with pytest.raises(MissingDependencyError, match="scikit-learn"):
+            load_mnist()
+
+
+class TestImages:
+    def test_unit_images_are_grey_over_255_with_a_channel(self):
+        images = load_digit_images()
+        unit = to_unit(images.test)
+        assert unit.shape == (450, 1, 8, 8) and unit.dtype == torch.float32
+        assert torch.equal((unit[:, 0] * 255).round().to(torch.uint8), images.test)
+        with pytest.raises(DtypeError, match="images: got torch.float32"):
+            to_unit(unit)
+
+    def test_digit_images_are_those_of_the_latents(self):
+        images, latents = load_digit_images(seed=2), load_digits_latents(64, seed=2)
+        for grey, labels, z, of_latents in (
+            (images.train, images.train_labels, latents.train, latents.train_labels),
+            (images.test, images.test_labels, latents.test, latents.test_labels),
+        ):
+            assert torch.equal(labels, of_latents)
+            assert (latents.decode(z) - to_unit(grey)[:, 0]).abs().max() < 0.501 / 255
+
+    def test_what_disagrees_is_refused(self):
+        images = load_digit_images()
+        for change, error, words in (
+            ({"train": images.train.float()}, DtypeError, "train: got torch.float32"),
+            ({"test_labels": images.test_labels.int()}, DtypeError, "test: got .*int32"),
+            ({"test": images.test[:, 1:]}, ShapeError, "test: got shape"),
+            ({"test": images.test[:0]}, ShapeError, "test: got shape"),
+            ({"train_labels": images.test_labels}, ShapeError, "train_labels: got shape"),
+            ({"class_names": ("a", "b")}, OptionError, "train_labels: got 0…9"),
+        ):
+            with pytest.raises(error, match=words):
+                replace(images, **change)
+
+
+class TestPca:
+    def test_latents_of_any_images_go_there_and_back(self):
+        generator = torch.Generator().manual_seed(0)
+        grey = torch.randint(256, (60, 4, 6), generator=generator, dtype=torch.uint8)
+        labels = torch.arange(60) % 3
+        images = Images(grey[:50], labels[:50], grey[50:], labels[50:], ("a", "b", "c"))
+        latents = pca_latents(images, 24)
+        assert latents.image_shape == (4, 6) and latents.class_names == ("a", "b", "c")
+        assert torch.equal(latents.test_labels, images.test_labels)
+        unit = to_unit(images.test)[:, 0]
+        assert (latents.decode(latents.test) - unit).abs().max() < 1e-5
+        assert (latents.encode(unit) - latents.test).abs().max() < 1e-5
+        white = pca_latents(images, 5, whiten=True).train.T.cov()
+        assert (white - torch.eye(5)).abs().max() < 1e-4
+        with pytest.raises(ArgumentError, match="dim: got 25, needs a dimension in 1…24"):
+            pca_latents(images, 25)

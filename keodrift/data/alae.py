@@ -32,8 +32,8 @@ def load_alae(
             ``(n, d)``, ``gender.npy`` (strings) and ``age.npy`` (years), whose first six sevenths
             (60 000 of 70 000) are to train on. Rows of an unknown (negative) age, or of another
             gender, are left out.
-        adult_from: First age of an adult, in years; children are younger. A choice of this
-            library, as is the next: the experiments that are public do not state theirs.
+        adult_from: First age of an adult, in years; children are younger. This and the next
+            are choices of this library: the paper states none.
         old_from: First age of the old.
         **options: Of `Latents.from_arrays`: ``encode``, ``decode``, ``image_shape``.
 

@@ -120,7 +120,7 @@ class Latents:
 
     @classmethod
     def load(cls, path: str | Path, **options: Any) -> Latents:
-        """Latents from a file or a folder; ``.npy`` files are mapped, not read into memory.
+        """Latents from a file or a folder; an ``.npy`` is mapped, and only its parts are copied.
 
         - An ``.npz`` with the arrays ``latents`` and ``labels``; any other ``.npz`` holds one
           array a class, under its name.
