@@ -19,7 +19,8 @@ from keodrift.sampling import balanced_normal
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
+    """Weights that are drawn inside are decided by ``seed``, and the random state stays."""
     # torch.manual_seed would reseed every GPU too; the CPU generator is all that nn.Linear uses.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -66,7 +67,7 @@ class MLP(nn.Module):
             "seed": seed,
         }
         self.noise_dim, self.dim = noise_dim, dim
-        with _seeded(seed):
+        with seeded(seed):
             widths = [noise_dim] + [width] * hidden
             layers: list[nn.Module] = []
             for fan_in, fan_out in itertools.pairwise(widths):
@@ -133,7 +134,7 @@ class ResidualMLP(nn.Module):
             "seed": seed,
         }
         self.noise_dim, self.dim = noise_dim, dim
-        with _seeded(seed):
+        with seeded(seed):
             self.enter = nn.Linear(noise_dim, width)
             self.blocks = nn.Sequential(*(_Block(width, residual_scale) for _ in range(blocks)))
             self.norm = nn.LayerNorm(width)
@@ -196,7 +197,7 @@ class ConditionalMLP(nn.Module):
         }
         self.noise_dim, self.dim, self.classes = noise_dim, dim, classes
         self.guidance_dim = guidance_dim
-        with _seeded(seed):
+        with seeded(seed):
             self.embedding = nn.Embedding(classes, class_dim)
             if guidance_dim:
                 self.guidance = nn.Sequential(nn.Linear(1, guidance_dim), nn.SiLU())

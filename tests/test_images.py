@@ -147,13 +147,14 @@ class TestMnist:
 
 
 class TestImages:
-    def test_unit_images_are_grey_over_255_with_a_channel(self):
+    def test_unit_images_are_grey_over_255(self):
         images = load_digit_images()
         unit = to_unit(images.test)
-        assert unit.shape == (450, 1, 8, 8) and unit.dtype == torch.float32
-        assert torch.equal((unit[:, 0] * 255).round().to(torch.uint8), images.test)
-        with pytest.raises(DtypeError, match="images: got torch.float32"):
-            to_unit(unit)
+        assert unit.shape == (450, 8, 8) and unit.dtype == torch.float32
+        assert torch.equal((unit * 255).round().to(torch.uint8), images.test)
+        assert to_unit(unit) is unit
+        with pytest.raises(DtypeError, match="images: got torch.int64"):
+            to_unit(images.test.long())
 
     def test_digit_images_are_those_of_the_latents(self):
         images, latents = load_digit_images(seed=2), load_digits_latents(64, seed=2)
@@ -162,7 +163,7 @@ class TestImages:
             (images.test, images.test_labels, latents.test, latents.test_labels),
         ):
             assert torch.equal(labels, of_latents)
-            assert (latents.decode(z) - to_unit(grey)[:, 0]).abs().max() < 0.501 / 255
+            assert (latents.decode(z) - to_unit(grey)).abs().max() < 0.501 / 255
 
     def test_what_disagrees_is_refused(self):
         images = load_digit_images()
@@ -187,7 +188,7 @@ class TestPca:
         latents = pca_latents(images, 24)
         assert latents.image_shape == (4, 6) and latents.class_names == ("a", "b", "c")
         assert torch.equal(latents.test_labels, images.test_labels)
-        unit = to_unit(images.test)[:, 0]
+        unit = to_unit(images.test)
         assert (latents.decode(latents.test) - unit).abs().max() < 1e-5
         assert (latents.encode(unit) - latents.test).abs().max() < 1e-5
         white = pca_latents(images, 5, whiten=True).train.T.cov()

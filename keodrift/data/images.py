@@ -75,15 +75,20 @@ class Images:
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """Images ``(…, H, W)`` uint8 as a network takes them: ``(…, 1, H, W)`` float32 in [0, 1].
+    """Pixels in [0, 1]: bytes divided by 255, and floats as they are.
+
+    Raises:
+        DtypeError: They are neither.
 
     Example:
-        >>> to_unit(torch.full((2, 8, 8), 255, dtype=torch.uint8)).shape
-        torch.Size([2, 1, 8, 8])
+        >>> to_unit(torch.tensor([0, 255], dtype=torch.uint8))
+        tensor([0., 1.])
     """
-    if images.dtype != torch.uint8:
-        raise DtypeError("images", images.dtype, "uint8")
-    return images.unsqueeze(-3).to(torch.float32) / 255
+    if images.dtype == torch.uint8:
+        return images.to(torch.float32) / 255
+    if not images.is_floating_point():
+        raise DtypeError("images", images.dtype, "uint8 in 0…255, or floats in [0, 1]")
+    return images
 
 
 def load_mnist(source: str | Path | None = None, *, sha256: str | None = None) -> Images:

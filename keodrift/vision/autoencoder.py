@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from keodrift.checks import check_positive
 from keodrift.errors import OptionError, ShapeError
-from keodrift.networks import _seeded
+from keodrift.networks import seeded
 from keodrift.vision.fitting import Fittable
 from keodrift.vision.pixels import Sides, check_images, check_sides
 
@@ -75,7 +75,7 @@ class ConvAutoencoder(Fittable):
         few, many = channels, 2 * channels
         small = (many, sides[0] // 4, sides[1] // 4)
         flat = math.prod(small)
-        with _seeded(seed):
+        with seeded(seed):
             self.encoder = nn.Sequential(
                 *(nn.Conv2d(1, few, 4, 2, 1), nn.BatchNorm2d(few), nn.ReLU()),
                 *(nn.Conv2d(few, many, 4, 2, 1), nn.BatchNorm2d(many), nn.ReLU(), nn.Flatten()),

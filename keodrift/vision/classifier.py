@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from keodrift.checks import check_positive
+from keodrift.data import to_unit
 from keodrift.errors import ShapeError
-from keodrift.networks import _seeded
+from keodrift.networks import seeded
 from keodrift.vision.fitting import Fittable
-from keodrift.vision.pixels import Sides, check_images, check_sides, unit
+from keodrift.vision.pixels import Sides, check_images, check_sides
 
 SHIFT = 14  # images move by this part of their shorter side, either way
 BATCH = 1024  # images judged at once; bounds memory, not the result
@@ -51,7 +52,7 @@ class ImageClassifier(Fittable):
         self.settings = {"image_shape": sides, **sizes, "seed": seed}
         self.image_shape = sides
         flat = 4 * channels * (sides[0] // 4) * (sides[1] // 4)
-        with _seeded(seed):
+        with seeded(seed):
             self.layers = nn.Sequential(
                 *(*_convolution(1, channels), nn.MaxPool2d(2)),
                 *(*_convolution(channels, 2 * channels), nn.MaxPool2d(2)),
@@ -119,5 +120,5 @@ def accuracy(classifier: nn.Module, images: Tensor, labels: Tensor) -> float:
         got = f"{tuple(labels.shape)} for images {tuple(images.shape)}"
         raise ShapeError("labels", got, "one label an image, and one image at least")
     parts = zip(images.split(BATCH), labels.split(BATCH), strict=True)
-    right = sum(int((classifier(unit(x)).argmax(-1) == y).sum()) for x, y in parts)
+    right = sum(int((classifier(to_unit(x)).argmax(-1) == y).sum()) for x, y in parts)
     return right / len(images)

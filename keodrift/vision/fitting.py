@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from keodrift.checks import check_positive
+from keodrift.data import to_unit
 from keodrift.errors import DivergedError, DtypeError, ShapeError
-from keodrift.vision.pixels import unit
 
 BATCH = 128
 PEAK = 3e-3  # of the learning rate
@@ -74,7 +74,7 @@ def fit(
         raise ShapeError("labels", got, "one label an image, and two images at least")
     if labels.dtype != torch.int64:
         raise DtypeError("labels", labels.dtype, "int64")
-    unit(images[:1])
+    to_unit(images[:1])
     size = min(BATCH, len(images))
     count = len(images) // size
     generator = torch.Generator().manual_seed(seed)
@@ -84,7 +84,7 @@ def fit(
     with tqdm(total=epochs * count, desc=type(network).__name__, disable=not progress) as bar:
         for _ in range(epochs):
             for chosen in torch.randperm(len(images), generator=generator).split(size)[:count]:
-                loss = network.loss(unit(images[chosen]), labels[chosen], generator)
+                loss = network.loss(to_unit(images[chosen]), labels[chosen], generator)
                 if not torch.isfinite(loss):
                     raise DivergedError("the loss is NaN or infinite", bar.n)
                 optimizer.zero_grad()

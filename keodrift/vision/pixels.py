@@ -1,11 +1,10 @@
-"""What a grey image is: its sides, and its pixels in [0, 1]."""
+"""The sides of grey images that networks take."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from keodrift.errors import DtypeError, ShapeError
+from keodrift.errors import ShapeError
 
 Sides = tuple[int, int]
 
@@ -33,20 +32,3 @@ def check_images(images: Tensor, sides: Sides) -> None:
     """
     if images.shape[-2:] != sides:
         raise ShapeError("images", tuple(images.shape), f"a shape (…, {sides[0]}, {sides[1]})")
-
-
-def unit(images: Tensor) -> Tensor:
-    """Pixels in [0, 1]: bytes divided by 255, and floats as they are.
-
-    Raises:
-        DtypeError: They are neither.
-
-    Example:
-        >>> unit(torch.tensor([0, 255], dtype=torch.uint8))
-        tensor([0., 1.])
-    """
-    if images.dtype == torch.uint8:
-        return images.to(torch.float32) / 255
-    if not images.is_floating_point():
-        raise DtypeError("images", images.dtype, "uint8 in 0…255, or floats in [0, 1]")
-    return images

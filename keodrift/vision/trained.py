@@ -3,51 +3,36 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from keodrift.data import Images, Latents
+from keodrift.data import Images, Latents, to_unit
 from keodrift.vision.autoencoder import ConvAutoencoder
 from keodrift.vision.cached import Cache, cached, digest
 from keodrift.vision.classifier import ImageClassifier
 from keodrift.vision.fitting import Fittable, fit
-from keodrift.vision.pixels import unit
 
 # Raised by whoever changes what the same settings and images give.
 VERSION = 1
 
 
-def image_latents(
-    images: Images,
-    dim: int = 6,
-    *,
-    class_weight: float = 0.03,
-    epochs: int = 24,
-    cache: Cache = None,
-    seed: int = 0,
-    progress: bool = True,
-) -> Latents:
+def image_latents(images: Images, dim: int = 6, *, cache: Cache = None, **options: Any) -> Latents:
     """Images as latents of an autoencoder that is trained on them, or was before.
 
     Args:
         images: The images, with sides that are multiples of 4.
         dim: Latent dimension.
-        class_weight: How much the autoencoder looks at classes, see `ConvAutoencoder`; 0 trains
-            it without labels.
-        epochs: Passes through the training images.
         cache: See `cache_folder`.
-        seed: Decides initial weights, order and noise.
-        progress: Show a progress bar on standard error.
+        **options: Of `image_autoencoder`.
 
     Returns:
         The latents with their maps, decode differentiable.
 
     Raises:
-        OptionError: ``dim`` or ``epochs`` is not a positive integer, or the weight negative.
-        ShapeError: The images cannot be halved twice.
+        ArgumentError: As `image_autoencoder`.
         RunError: The cache cannot be written.
-        DivergedError: The training left the finite numbers; nothing is kept.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -59,16 +44,7 @@ def image_latents(
         >>> latents.test.shape, latents.decode(latents.test).shape
         (torch.Size([4, 3]), torch.Size([4, 8, 8]))
     """
-    autoencoder = image_autoencoder(
-        images,
-        dim,
-        class_weight=class_weight,
-        epochs=epochs,
-        cache=cache,
-        seed=seed,
-        progress=progress,
-    )
-    return latents_of(images, autoencoder, cache=cache)
+    return latents_of(images, image_autoencoder(images, dim, cache=cache, **options), cache=cache)
 
 
 def image_autoencoder(
@@ -81,9 +57,26 @@ def image_autoencoder(
     seed: int = 0,
     progress: bool = True,
 ) -> ConvAutoencoder:
-    """The autoencoder of `image_latents`, frozen, with the same arguments and errors."""
+    """An autoencoder of images, frozen, that is trained on them, or was before.
+
+    Args:
+        images: The images, with sides that are multiples of 4.
+        dim: Latent dimension.
+        class_weight: How much it looks at classes, see `ConvAutoencoder`; 0 trains it without
+            labels.
+        epochs: Passes through the training images.
+        cache: See `cache_folder`.
+        seed: Decides initial weights, order and noise.
+        progress: Show a progress bar on standard error.
+
+    Raises:
+        OptionError: ``dim`` or ``epochs`` is not a positive integer, or the weight negative.
+        ShapeError: The images cannot be halved twice.
+        RunError: The cache cannot be written.
+        DivergedError: The training left the finite numbers; nothing is kept.
+    """
     autoencoder = ConvAutoencoder(
-        _sides(images), dim, len(images.class_names), class_weight=class_weight, seed=seed
+        images.image_shape, dim, len(images.class_names), class_weight=class_weight, seed=seed
     )
     _fit_cached(autoencoder, images, epochs, cache, seed, progress)
     return autoencoder
@@ -122,7 +115,7 @@ def image_classifier(
         >>> classifier(torch.rand(3, 8, 8)).shape
         torch.Size([3, 2])
     """
-    classifier = ImageClassifier(_sides(images), len(images.class_names), seed=seed)
+    classifier = ImageClassifier(images.image_shape, len(images.class_names), seed=seed)
     _fit_cached(classifier, images, epochs, cache, seed, progress)
     return classifier
 
@@ -145,7 +138,7 @@ def latents_of(images: Images, autoencoder: ConvAutoencoder, *, cache: Cache = N
 
     def encode() -> dict[str, Tensor]:
         return {
-            name: torch.cat([frozen.encode(unit(batch)) for batch in part.split(1024)])
+            name: torch.cat([frozen.encode(to_unit(batch)) for batch in part.split(1024)])
             for name, part in parts.items()
         }
 
@@ -161,10 +154,6 @@ def latents_of(images: Images, autoencoder: ConvAutoencoder, *, cache: Cache = N
         image_shape=frozen.image_shape,
         class_names=images.class_names,
     )
-
-
-def _sides(images: Images) -> tuple[int, int]:
-    return images.train.shape[1], images.train.shape[2]
 
 
 def _fit_cached(
