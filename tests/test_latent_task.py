@@ -110,3 +110,18 @@ def test_the_judge_stands_beside_real_latents(tmp_path, decoded):
         "samples.png",
         "samples.npz",
     }
+
+
+def test_a_classifier_reads_samples_and_real_latents_alike(tmp_path):
+    class Brightness(torch.nn.Module):
+        def forward(self, images):
+            return images.mean((-1, -2))[:, None] * torch.arange(10.0)
+
+    task, made = LatentTask(LATENTS, classifier=Brightness()), network()
+    result = task.judge(made, [], tmp_path)
+    labels = LATENTS.test_labels
+    read = Brightness()(LATENTS.decode(task.sample(made, labels))).argmax(-1)
+    assert result["accuracy"] == pytest.approx(float((read == labels).double().mean()))
+    assert 0 < result["accuracy_floor"] < 1
+    with pytest.raises(OptionError, match="classifier"):
+        LatentTask(replace(LATENTS, decode=None), classifier=Brightness())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from keodrift.data import Images, Latents, load_digit_images, load_mnist
+from keodrift.data import Latents, load_digit_images, load_mnist
 from keodrift.drifts import Drift, SinkhornDrift, TwoSidedDrift
 from keodrift.files import write_json
 from keodrift.networks import ConditionalMLP
@@ -21,7 +21,7 @@ from keodrift.plots import new_figure, save_figure
 from keodrift.studies import Claims, Row, Study, markdown_table
 from keodrift.tasks import Guidance, LatentTask
 from keodrift.training import Objective, Trainer
-from keodrift.vision import ImageClassifier, accuracy, image_classifier, image_latents
+from keodrift.vision import ImageClassifier, image_classifier, image_latents
 
 TAUS = (0.005, 0.01, 0.02, 0.025, 0.03, 0.04, 0.05, 0.1)
 KERNELS = {"squared": "Gaussian", "euclidean": "Laplacian"}
@@ -103,11 +103,11 @@ class MnistGrid(Study[Cell]):
     @staticmethod
     def work(cell: Cell, path: Path) -> None:
         """Trains one network as the protocol has it, and judges it."""
-        images, latents = _latents(cell.data, cell.epochs)
+        latents, judge = _latents_and_judge(cell.data, cell.epochs)
         network = ConditionalMLP(
             latents.dim, latents.dim, latents.classes, guidance_dim=32, seed=cell.seed
         )
-        task = LatentTask(latents, guidance=Guidance(), seed=cell.seed)
+        task = LatentTask(latents, guidance=Guidance(), classifier=judge, seed=cell.seed)
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=2e-4, betas=(0.9, 0.95), weight_decay=0.01
         )
@@ -124,14 +124,7 @@ class MnistGrid(Study[Cell]):
             log_every=cell.steps,
         )
         trainer.run(cell.steps)
-        folder = path.with_suffix("")
-        result = task.judge(trainer.average, trainer.history, folder)
-        if latents.decode is not None:
-            judge = _judge(cell.data, cell.epochs)
-            labels = latents.test_labels
-            drawn = latents.decode(task.sample(trainer.average, labels))
-            result["accuracy"] = accuracy(judge, drawn, labels)
-            result["accuracy_floor"] = accuracy(judge, images.test, labels)
+        result = task.judge(trainer.average, trainer.history, path.with_suffix(""))
         write_json(path, asdict(cell) | result | {"seconds": trainer.history[-1]["seconds"]})
 
     def rows(self, folder: Path) -> list[Row]:
@@ -243,18 +236,11 @@ def drift_of(cell: Cell) -> Drift:
 
 
 @lru_cache(maxsize=1)
-def _images(data: str | None) -> Images:
-    return load_digit_images() if data == "digits" else load_mnist(data)
-
-
-@lru_cache(maxsize=1)
-def _latents(data: str | None, epochs: tuple[int, int] | None) -> tuple[Images, Latents]:
-    images = _images(data)
-    fit = image_latents if epochs is None else partial(image_latents, epochs=epochs[0])
-    return images, fit(images, 6, progress=False)
-
-
-@lru_cache(maxsize=1)
-def _judge(data: str | None, epochs: tuple[int, int] | None) -> ImageClassifier:
-    fit = image_classifier if epochs is None else partial(image_classifier, epochs=epochs[1])
-    return fit(_images(data), progress=False)
+def _latents_and_judge(
+    data: str | None, epochs: tuple[int, int] | None
+) -> tuple[Latents, ImageClassifier]:
+    images = load_digit_images() if data == "digits" else load_mnist(data)
+    encode, read = image_latents, image_classifier
+    if epochs is not None:
+        encode, read = partial(encode, epochs=epochs[0]), partial(read, epochs=epochs[1])
+    return encode(images, 6, progress=False), read(images, progress=False)

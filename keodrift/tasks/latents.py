@@ -26,7 +26,9 @@ from keodrift.networks import sample
 from keodrift.sampling import Systematic, neighbour_order
 from keodrift.tasks.guidance import Guidance, GuidedBatches
 from keodrift.tasks.sources import BalancedBatches, labelled, network_inputs, thinned, with_fresh
+from keodrift.tasks.task import Task
 from keodrift.training import NEGATIVES, Batch, BatchSource
+from keodrift.vision import accuracy
 
 
 def latent_batches(
@@ -119,23 +121,19 @@ def _balanced(
 
 
 @dataclass(frozen=True)
-class LatentTask:
+class LatentTask(Task):
     """Labelled latents to learn, and the judge of what was learned.
+
+    Numbers of points are those of each class; the other attributes are as for `Task`.
 
     Attributes:
         latents: Where the data come from.
-        batch: Points of each class a training step.
-        balanced: Train on batches that cover noise and each class evenly; see `latent_batches`.
-        negatives: Who is to repel the samples, as the objective is told.
-        data_batch: Data, and fresh draws, of each class a step; as many as samples by default.
         guidance: Lets data of any class repel too; none by default.
-        evaluate_samples: Points of each class that judge a network during training, two or more.
-            At the end there are as many as held-out latents.
-        seed: Of the judge: its noise is the same at every look.
-        device: Where the points live.
+        classifier: Reads classes off decoded samples, images ``(n, H, W)`` to logits; none by
+            default.
 
     Raises:
-        OptionError: A number of points is not a positive integer, or one point is to judge.
+        OptionError: As for `Task`, or there is a classifier for latents that nothing decodes.
 
     Example:
         >>> from keodrift.data import load_digits_latents
@@ -148,23 +146,15 @@ class LatentTask:
     latents: Latents
     _: KW_ONLY
     batch: int = 64
-    balanced: bool = False
-    negatives: str = "self"
-    data_batch: int | None = None
     guidance: Guidance | None = None
+    classifier: nn.Module | None = None
     evaluate_samples: int = 200
-    seed: int = 0
-    device: torch.device | str = "cpu"
 
     def __post_init__(self) -> None:
         """Refuses nonsense when built."""
-        check_positive("batch", self.batch, integer=True)
-        check_choice("negatives", self.negatives, NEGATIVES)
-        if self.data_batch is not None:
-            check_positive("data_batch", self.data_batch, integer=True)
-        check_positive("evaluate_samples", self.evaluate_samples, integer=True)
-        if self.evaluate_samples == 1:
-            raise OptionError("evaluate_samples", 1, "two or more: one point has no spread")
+        super().__post_init__()
+        if self.classifier is not None and self.latents.decode is None:
+            raise OptionError("classifier", "latents without decode", "latents with it, or None")
 
     def batches(self, network: nn.Module) -> BatchSource:
         """What trains a network; see `latent_batches`."""
@@ -180,8 +170,7 @@ class LatentTask:
 
     def sample(self, network: nn.Module, labels: Tensor) -> Tensor:
         """A sample of each class ``(n,)`` at ω = 1, from the same noise at every call."""
-        generator = torch.Generator(self.device).manual_seed(self.seed + 2)
-        points = sample(network, len(labels), generator, labels=labels.to(self.device))
+        points = sample(network, len(labels), self._generator(2), labels=labels.to(self.device))
         return points.to(self.latents.test.device)
 
     def evaluate(self, network: nn.Module) -> dict[str, float]:
@@ -204,8 +193,9 @@ class LatentTask:
 
         Returns:
             Means over classes: ``w2_squared``, ``w2_relative`` (over the variance of the class),
-            ``variance_ratio`` and ``nearest_neighbour`` (½ is indistinguishable), each again as
-            ``…_floor``, which is what training latents score; then ``w2_squared_by_class``.
+            ``variance_ratio`` and ``nearest_neighbour`` (½ is indistinguishable), and where there
+            is a classifier ``accuracy``; each again as ``…_floor``, which is what training latents
+            score; then ``w2_squared_by_class``.
         """
         labels = self.latents.test_labels
         points = self.sample(network, labels)
@@ -213,14 +203,8 @@ class LatentTask:
         result: dict[str, Any] = {**scores, "w2_squared_by_class": by_class}
         floor, _ = self._scores(*self._train_like_test())
         result |= {f"{name}_floor": value for name, value in floor.items()}
-        looks = [(row["step"], row["w2_squared"]) for row in history if "w2_squared" in row]
-        figure = plots.plot_curves(
-            {"generated": ([step for step, _ in looks], [value for _, value in looks])},
-            title="$W_2^2$ of a class falls towards what real latents score",
-            ylabel="$W_2^2$ [length$^2$]",
-            floor=result["w2_squared_floor"],
-        )
-        plots.save_figure(figure, folder / "curves.png")
+        title = "$W_2^2$ of a class falls towards what real latents score"
+        self._draw_curve(history, result["w2_squared_floor"], title, folder)
         plots.save_figure(self._shown(points, labels), folder / "samples.png")
         with atomic_path(folder / "samples.npz") as draft:
             np.savez(draft, generated=points.cpu().numpy(), labels=labels.cpu().numpy())
@@ -241,6 +225,8 @@ class LatentTask:
             "nearest_neighbour": class_nearest_neighbour_test(*clouds),
         }
         means = {name: statistics.fmean(found.values()) for name, found in measures.items()}
+        if self.classifier is not None and self.latents.decode is not None:
+            means["accuracy"] = accuracy(self.classifier, self.latents.decode(points), labels)
         return means, {self.latents.class_names[k]: value for k, value in w2.items()}
 
     def _train_like_test(self) -> tuple[Tensor, Tensor]:

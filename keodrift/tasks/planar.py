@@ -27,6 +27,7 @@ from keodrift.networks import ConditionalMLP, draw_noise, sample
 from keodrift.reach import reach_for_gaps
 from keodrift.sampling import Pool
 from keodrift.tasks.sources import BalancedBatches, labelled, thinned, with_fresh
+from keodrift.tasks.task import Task
 from keodrift.training import NEGATIVES, Batch, BatchSource
 
 
@@ -103,22 +104,17 @@ def _balanced(
 
 
 @dataclass(frozen=True)
-class PlanarTask:
+class PlanarTask(Task):
     """A 2D target to learn, and the judge of what was learned.
+
+    The other attributes are as for `Task`; the cost of the exact W₂² of ``evaluate_samples`` points
+    grows like their cube.
 
     Attributes:
         target: The target.
-        batch: Points a training step.
-        balanced: Train on batches that cover noise and target evenly; see `target_batches`.
-        negatives: Who is to repel the samples, as the objective is told.
-        data_batch: Data, and fresh draws, a step; as many as samples by default.
-        evaluate_samples: Points that judge a network, two or more; the cost of their exact W₂²
-            grows like their cube.
-        seed: Of the judge: its real points and its noise are the same at every look.
-        device: Where the points live.
 
     Raises:
-        OptionError: A number of points is not a positive integer, or one point is to judge.
+        OptionError: As for `Task`.
 
     Example:
         >>> from keodrift.data import get_target
@@ -131,22 +127,7 @@ class PlanarTask:
     target: Target
     _: KW_ONLY
     batch: int = 1024
-    balanced: bool = False
-    negatives: str = "self"
-    data_batch: int | None = None
     evaluate_samples: int = 1000
-    seed: int = 0
-    device: torch.device | str = "cpu"
-
-    def __post_init__(self) -> None:
-        """Refuses nonsense when built."""
-        check_positive("batch", self.batch, integer=True)
-        check_choice("negatives", self.negatives, NEGATIVES)
-        if self.data_batch is not None:
-            check_positive("data_batch", self.data_batch, integer=True)
-        check_positive("evaluate_samples", self.evaluate_samples, integer=True)
-        if self.evaluate_samples == 1:
-            raise OptionError("evaluate_samples", 1, "two or more: one point has no spread")
 
     def batches(self, network: nn.Module) -> BatchSource:
         """What trains a network; see `target_batches`."""
@@ -197,14 +178,8 @@ class PlanarTask:
         if modes is not None:
             coverage = mode_coverage(samples, modes, self.target.mode_radius)
             result |= {"modes": len(modes), "covered": coverage.covered, "stray": coverage.stray}
-        looks = [(row["step"], row["w2_squared"]) for row in history if "w2_squared" in row]
-        figure = plots.plot_curves(
-            {"generated": ([step for step, _ in looks], [value for _, value in looks])},
-            title="$W_2^2$ to the target falls towards what real samples score",
-            ylabel="$W_2^2$ [length$^2$]",
-            floor=result["w2_squared_floor"],
-        )
-        plots.save_figure(figure, folder / "curves.png")
+        title = "$W_2^2$ to the target falls towards what real samples score"
+        self._draw_curve(history, result["w2_squared_floor"], title, folder)
         title = "Generated points should cover the data"
         figure = plots.plot_samples({"generated": samples}, real, title=title)
         plots.save_figure(figure, folder / "samples.png")
@@ -217,10 +192,6 @@ class PlanarTask:
         generator = self._generator(1)
         first, second = (self.target.sample(self.evaluate_samples, generator) for _ in range(2))
         return first, second
-
-    def _generator(self, stream: int) -> torch.Generator:
-        # Of its own, so that how often one looks changes nothing in the training.
-        return torch.Generator(self.device).manual_seed(self.seed + stream)
 
     def _scores(self, points: Tensor) -> dict[str, float]:
         real, modes = self._real[0], self.target.modes
