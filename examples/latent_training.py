@@ -32,7 +32,7 @@ from keodrift.metrics import (
 from keodrift.networks import ConditionalMLP, sample
 from keodrift.plots import new_figure, save_figure
 from keodrift.settings import run_script
-from keodrift.studies import Row, Study, markdown_table, run_study
+from keodrift.studies import Row, Study, grouped, markdown_table, run_study
 from keodrift.tasks import latent_batches
 from keodrift.training import Objective, Trainer
 
@@ -195,9 +195,7 @@ class LatentTraining(Study[Cell]):
 
 def means_of(rows: list[Row]) -> list[Row]:
     """One row a training: means and standard deviations over seeds."""
-    groups: dict[tuple, list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["training"], row["field"], row["per_class"]), []).append(row)
+    groups = grouped(rows, "training", "field", "per_class")
     means = []
     for (training, field, per_class), runs in groups.items():
         mean: Row = {"training": training, "field": field, "per_class": per_class}

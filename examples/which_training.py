@@ -39,7 +39,7 @@ from keodrift.plots import new_figure, save_figure
 from keodrift.reach import reach_for_gaps
 from keodrift.sampling import Pool
 from keodrift.settings import run_script
-from keodrift.studies import Row, Study, markdown_table, run_missing, run_study
+from keodrift.studies import Row, Study, grouped, markdown_table, run_missing, run_study
 from keodrift.tasks import target_batches
 from keodrift.training import Batch, BatchSource, Objective, Trainer
 
@@ -322,10 +322,7 @@ KEYS = ("stray", "wrong", "w2_squared", "variance_ratio", "nearest_neighbour")
 
 def means_of(rows: list[Row]) -> list[Row]:
     """One row a training: means over seeds at the end, W₂² at equal time too."""
-    groups: dict[tuple, list[Row]] = {}
-    for row in rows:
-        key = tuple(row[k] for k in ("target", "batch", "tau", "negatives", "draw", "solve"))
-        groups.setdefault(key, []).append(row)
+    groups = grouped(rows, "target", "batch", "tau", "negatives", "draw", "solve")
     shortest = {}
     for (target, batch, tau, *_), runs in groups.items():
         seconds = statistics.fmean(run["looks"][-1]["seconds"] for run in runs)

@@ -131,6 +131,19 @@ def run_study(
     return report
 
 
+def grouped(rows: Iterable[Row], *keys: str) -> dict[tuple, list[Row]]:
+    """Rows that agree in some keys, by their values there, in the order in which they come.
+
+    Example:
+        >>> grouped([{"tau": 0.1, "seed": 0}, {"tau": 0.1, "seed": 1}], "tau")
+        {(0.1,): [{'tau': 0.1, 'seed': 0}, {'tau': 0.1, 'seed': 1}]}
+    """
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups
+
+
 def markdown_table(header: str, rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table.
 

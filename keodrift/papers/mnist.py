@@ -18,7 +18,7 @@ from keodrift.drifts import Drift, SinkhornDrift, TwoSidedDrift
 from keodrift.files import write_json
 from keodrift.networks import ConditionalMLP
 from keodrift.plots import new_figure, save_figure
-from keodrift.studies import Claims, Row, Study, markdown_table
+from keodrift.studies import Claims, Row, Study, grouped, markdown_table
 from keodrift.tasks import Guidance, LatentTask
 from keodrift.training import Objective, Trainer
 from keodrift.vision import ImageClassifier, image_classifier, image_latents
@@ -129,9 +129,7 @@ class MnistGrid(Study[Cell]):
 
     def rows(self, folder: Path) -> list[Row]:
         """Means over seeds, for every kernel, temperature and field."""
-        groups: dict[tuple[str, float, str], list[Row]] = {}
-        for run in super().rows(folder):
-            groups.setdefault((run["cost"], run["tau"], run["method"]), []).append(run)
+        groups = grouped(super().rows(folder), "cost", "tau", "method")
         names = ("w2_squared", "w2_relative", "variance_ratio", "nearest_neighbour", "accuracy")
         rows = []
         for (cost, tau, method), runs in groups.items():
