@@ -123,8 +123,10 @@ class MnistGrid(Study[Cell]):
             clip=2.0,
             log_every=cell.steps,
         )
+        untrained = task.evaluate(network)["w2_squared"]
         trainer.run(cell.steps)
         result = task.judge(trainer.average, trainer.history, path.with_suffix(""))
+        result |= {"w2_squared_untrained": untrained}
         write_json(path, asdict(cell) | result | {"seconds": trainer.history[-1]["seconds"]})
 
     def rows(self, folder: Path) -> list[Row]:
@@ -134,13 +136,14 @@ class MnistGrid(Study[Cell]):
         rows = []
         for (cost, tau, method), runs in groups.items():
             row: Row = {"cost": cost, "tau": tau, "method": method, "runs": len(runs)}
-            for name in (*names, *(f"{name}_floor" for name in names), "seconds"):
+            others = ("w2_squared_untrained", "seconds")
+            for name in (*names, *(f"{name}_floor" for name in names), *others):
                 row[name] = statistics.fmean(run[name] for run in runs)
             rows.append(row)
         return rows
 
     def table(self, rows: list[Row]) -> str:
-        """One line a kernel, temperature and field, and one of real latents."""
+        """One line a kernel, temperature and field, then real latents, then no training."""
         lines: list[tuple] = []
         for row in rows:
             found = PAPER.get((row["cost"], row["method"]), ())
@@ -158,7 +161,6 @@ class MnistGrid(Study[Cell]):
                     f"{row['nearest_neighbour']:.3f}",
                     *theirs,
                     row["runs"],
-                    f"{row['seconds']:.0f}",
                 )
             )
         if rows:
@@ -167,10 +169,12 @@ class MnistGrid(Study[Cell]):
             floor = [
                 format(rows[0][f"{n}_floor"], how) for n, how in zip(names, formats, strict=True)
             ]
-            lines.append(("", "", "real latents", *floor, "", "", "", ""))
+            lines.append(("", "", "real latents", *floor, "", "", ""))
+            still = f"{statistics.fmean(row['w2_squared_untrained'] for row in rows):.2f}"
+            lines.append(("", "", "untrained network", still, *[""] * 7))
         header = (
             "kernel|τ:|field|EMD:|EMD / variance:|accuracy:|variance ratio:|1-NN:|"
-            "EMD (paper):|accuracy (paper), %:|runs:|seconds:"
+            "EMD (paper):|accuracy (paper), %:|runs:"
         )
         return markdown_table(header, lines)
 
