@@ -9,7 +9,7 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
-from keodrift.costs import Cost
+from keodrift.costs import Cost, recognised
 from keodrift.errors import (
     CostError,
     DeviceError,
@@ -219,6 +219,8 @@ def check_temperature(tau: float, cost: Cost, *clouds: Tensor) -> None:
     Raises:
         TemperatureError: It does not.
     """
+    if cost.lift is not None:
+        clouds = tuple(cost.lift(z) for z in clouds)
     low, high = (torch.stack([z.aminmax(dim=-2)[k].double() for z in clouds]) for k in (0, 1))
     if cost.curvature is not None:
         # Each cloud about its own mean: what lies between them is kept in float64.
@@ -236,10 +238,10 @@ def check_temperature(tau: float, cost: Cost, *clouds: Tensor) -> None:
 
 
 def check_cost(cost: Cost, *clouds: Tensor) -> Cost:
-    """Tries a user's expression on some points of each cloud, and whether it is symmetric there.
+    """Tries a user's expression on some points of each cloud, for what it is.
 
     Returns:
-        The cost, with its symmetry known.
+        The cost, with its symmetry known, or as the known cost that it is.
 
     Raises:
         CostError: It fails, or does not return one finite number a pair.
@@ -250,6 +252,7 @@ def check_cost(cost: Cost, *clouds: Tensor) -> Cost:
     values = cost.pairs(few, few)
     if not bool(torch.isfinite(values).all()):
         raise CostError("cost", f"'{cost.name}' returning NaN or infinity", "finite values")
+    cost = recognised(cost, few.reshape(-1, few.shape[-1])[:PROBES])
     if cost.symmetric is not None:
         return cost
     off, size = float((values - values.mT).abs().max()), float(values.abs().max())

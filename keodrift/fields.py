@@ -95,7 +95,7 @@ class Side:
             guess: Of the log-mass at ``z``, which makes it cheaper.
         """
         if velocity == "gradient":
-            return -kernel.mean_cost_gradient(self.bias)
+            return -kernel.mean_cost_gradient(self.bias, guess)
         pull = kernel.barycentre(self.bias, guess=guess) - z
         empty = kernel.empty_rows(self.bias)  # nothing left to be pulled by
         return pull if empty is None else pull.masked_fill(empty[..., None], 0)

@@ -10,8 +10,20 @@ import torch
 
 import keodrift as kd
 from keodrift.checks import check_cost
-from keodrift.costs import COSTS, Cost, as_cost, euclidean, half_squared, squared
+from keodrift.costs import (
+    COSTS,
+    Cost,
+    as_cost,
+    euclidean,
+    half_squared,
+    mahalanobis,
+    power,
+    pseudo_huber,
+    recognised,
+    squared,
+)
 from keodrift.errors import ArgumentError, CostError, OptionError
+from keodrift.reductions import gibbs_kernel
 
 
 @pytest.mark.parametrize("name", ["half_squared", "squared", "euclidean"])
@@ -45,7 +57,8 @@ def test_distance_is_differentiable_where_points_coincide():
 
 
 def test_names_expressions_and_costs_are_understood():
-    assert as_cost("squared") is squared and set(COSTS) == {"half_squared", "squared", "euclidean"}
+    assert as_cost("squared") is squared
+    assert list(COSTS) == ["half_squared", "squared", "euclidean", "cosine", "pseudo_huber"]
     own = Cost("own", ref.student)
     assert as_cost(own) is own
     assert as_cost(ref.student).name == "student"
@@ -102,3 +115,123 @@ def test_an_expression_that_is_nan_at_a_single_point_is_refused(cloud, drift, ba
     y[37, 0] = 10  # no point at which it is tried
     with pytest.raises(CostError, match="NaN at some pairs"):
         drift(0.5, cost=holed, backend=backend)(x, y)
+
+
+WEIGHTS = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+MATRIX = torch.tensor([[2.0, 0.3, 0.0], [0.3, 1.0, 0.1], [0.0, 0.1, 0.5]], dtype=torch.float64)
+OTHERS = {
+    "cosine": as_cost("cosine"),
+    "mahalanobis": mahalanobis(MATRIX),
+    "pseudo-Huber": pseudo_huber(0.7),
+    "power": power(1.5),
+    "weighted L1": Cost(
+        "weighted L1", lambda x, y, w: (w * (x - y).abs()).sum(-1), parameters={"w": WEIGHTS}
+    ),
+}
+
+
+@pytest.mark.parametrize("backend", ["dense", "tiled"])
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_engines_answer_for_every_cost(cloud, name, backend, dtype):
+    check_verbs(cloud, OTHERS[name], backend, dtype)
+
+
+# The others are formulas that these have: of a quadratic cost, and of a distance.
+@pytest.mark.parametrize("name", ["cosine", "mahalanobis", "weighted L1"])
+def test_keops_answers_for_lifted_and_written_costs(cloud, keops, name):
+    check_verbs(cloud, OTHERS[name], "keops", torch.float32)
+
+
+def check_verbs(cloud, cost, backend, dtype):
+    """Both verbs, about a guess and without, and the mean slope, beside dense float64."""
+    x, y, bias = cloud(0, 2, 30, 3) + 1, cloud(1, 2, 40, 3) + 1, cloud(2, 2, 40)
+    rows = x.clone().requires_grad_()
+    logits = bias[..., None, :] - cost.pairs(rows, y) / 0.5
+    mass, mean = logits.logsumexp(-1), logits.softmax(-1) @ y
+    (slope,) = torch.autograd.grad(-0.5 * mass.sum(), rows)
+    kernel = gibbs_kernel(x.to(dtype), y.to(dtype), cost, 0.5, backend=backend)
+    near = mass.detach() + 0.3
+    tol = {"rtol": 0, "atol": 1e-10 if dtype == torch.float64 else 2e-5}
+    for found, expected in (
+        (kernel.log_mass(bias), mass),
+        (kernel.log_mass(bias, near), mass),
+        (kernel.barycentre(bias), mean),
+        (kernel.barycentre(bias, guess=near), mean),
+        (kernel.mean_cost_gradient(bias, near), slope),
+        (kernel.mean_cost_gradient(bias), slope),
+        (
+            kernel.T.log_mass(bias[..., :30]),
+            (bias[..., :30, None] - cost.pairs(x, y) / 0.5).logsumexp(-2),
+        ),
+    ):
+        torch.testing.assert_close(found.double(), expected.detach(), **tol)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_drifts_under_every_cost_are_those_of_dense_float64(cloud, name):
+    x, y, cost = cloud(0, 20, 3) + 1, cloud(1, 25, 3) + 1, OTHERS[name]
+    drift = kd.OneSidedDrift(0.5, cost=cost, mask_self=False)
+    pull = [(-cost.pairs(x, z) / 0.5).softmax(-1) @ z for z in (y, x)]
+    torch.testing.assert_close(drift(x, y), pull[0] - pull[1])
+    solved = kd.SinkhornDrift(0.5, cost=cost, tol=1e-9).fit(x, y)
+    assert bool(solved.converged)
+    torch.testing.assert_close(solved().mean(0), y.mean(0) - x.mean(0), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("expression", "known"),
+    [
+        (lambda x, y: 3 * ((x - y) ** 2).sum(-1), {"curvature": 6.0, "lift": None}),
+        (lambda x, y: ((x - y) ** 2).sum(-1).sqrt(), {"curvature": None}),
+        (lambda x, y: (WEIGHTS * (x - y) ** 2).sum(-1), {"curvature": 1.0}),
+        (lambda x, y: (((x - y) @ MATRIX) ** 2).sum(-1), {"curvature": 1.0}),
+        (lambda x, y: 1 - (x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1)), {"curvature": 1.0}),
+    ],
+)
+def test_a_cost_written_by_hand_takes_the_path_of_the_one_it_is(cloud, expression, known):
+    points, mine = cloud(0, 32, 3) + 1, Cost("mine", expression)
+    found = recognised(mine, points)
+    assert found.by_distance and found.symmetric and found.name == "mine"
+    assert {name: getattr(found, name) for name in known} == {
+        name: pytest.approx(value) if value else value for name, value in known.items()
+    }
+    x, y = cloud(1, 15, 3) + 1, cloud(2, 20, 3) + 1
+    pull = [(-mine.pairs(x, z) / 0.5).softmax(-1) @ z for z in (y, x)]
+    drift = kd.OneSidedDrift(0.5, cost=expression, mask_self=False)
+    torch.testing.assert_close(drift(x, y), pull[0] - pull[1])
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        lambda x, y: (x - y).abs().sum(-1),
+        lambda x, y: ((x - y) ** 2).sum(-1) + 1e-3 * (x - y).abs().sum(-1),
+        lambda x, y: ((1 + ((x - y) ** 2).sum(-1) / 1e4).sqrt() - 1) * 1e4,
+        lambda x, y: ((x - y) ** 2).sum(-1).clamp(max=100.0),
+        lambda x, y: ((x - y) ** 2).sum(-1) + 1e-3 * (x**2).sum(-1),
+        lambda x, y: -((x - y) ** 2).sum(-1),
+    ],
+)
+def test_what_only_resembles_a_known_cost_is_not_taken_for_it(cloud, expression):
+    found = recognised(Cost("mine", expression), cloud(0, 32, 3))
+    assert not found.by_distance and found.expression is expression
+
+
+@pytest.mark.parametrize(
+    ("make", "argument"),
+    [
+        (lambda: pseudo_huber(0), "delta"),
+        (lambda: pseudo_huber(float("nan")), "delta"),
+        (lambda: power(2.5), "p"),
+        (lambda: power(True), "p"),
+        (lambda: mahalanobis(-torch.eye(2)), "matrix"),
+        (lambda: mahalanobis(torch.ones(2, 3)), "matrix"),
+        (lambda: mahalanobis(torch.tensor([[1.0, 2.0], [0.0, 1.0]])), "matrix"),
+        (lambda: mahalanobis(torch.tensor([[1.0, float("nan")], [float("nan"), 1.0]])), "matrix"),
+        (lambda: mahalanobis([1.0, 2.0]), "matrix"),
+    ],
+)
+def test_costs_that_are_none_are_refused(make, argument):
+    with pytest.raises(OptionError, match=argument):
+        make()

@@ -42,6 +42,8 @@ def _distances(x: Tensor, y: Tensor) -> Tensor:
         square = (x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1)
         # A floor under the root makes the derivative at coinciding points 0 instead of NaN.
         return square.clamp_min(torch.finfo(x.dtype).tiny).sqrt()
+    if x.dtype == torch.float32 and x.device.type == "cpu":
+        return _by_products(x, y).mul_(2).sqrt_()
     # Distances from products of coordinates would lose half the digits of small ones.
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 

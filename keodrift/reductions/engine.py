@@ -97,8 +97,10 @@ def choose_backend(
     if compressed and n * m >= CELLS_PAIRS.get(device, math.inf):
         return Choice("cells", f"{pairs} pairs in d = {d} are compressed between cells")
     limit = KEOPS_DIMENSION.get(device, 0)
-    if d > limit:
+    if d > limit and cost.by_distance:
         return Choice("tiled", f"d = {d} > {limit}, where matrix products win on {device}")
+    if device not in KEOPS_DIMENSION:
+        return Choice("tiled", f"KeOps knows no {device}")
     if compiler.failure(device) is not None:
         return Choice("tiled", f"KeOps cannot compile here ({compiler.failure(device)})")
     if device == "cpu" and compiler.missing():

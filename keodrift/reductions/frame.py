@@ -35,6 +35,8 @@ class Frame:
         cost: The ground cost; ``c`` is ½‖x − y‖² if it is quadratic, else ``rate·cost``.
         tau: Temperature of each problem, in the unit of the cost, float64 ``(B, 1, 1)``.
         mask_self: Pairs i = j are excluded.
+        x_own: The queries themselves, ``(B, N, d)``, where the cost lifts points; else None.
+        y_own: The atoms themselves, likewise.
     """
 
     x: Tensor
@@ -48,6 +50,8 @@ class Frame:
     cost: Cost
     tau: Tensor
     mask_self: bool
+    x_own: Tensor | None = None
+    y_own: Tensor | None = None
 
     @property
     def quadratic(self) -> bool:
@@ -65,6 +69,8 @@ class Frame:
             x_origin=self.y_origin,
             y_origin=self.x_origin,
             cost=self.cost.turned,
+            x_own=self.y_own,
+            y_own=None if self.x_own is None else self.x_own.detach(),
         )
 
     def to(self, dtype: torch.dtype) -> Frame:
@@ -72,14 +78,41 @@ class Frame:
         x, y, rate = (z.to(dtype) for z in (self.x, self.y, self.rate))
         return replace(self, x=x, y=y, rate=rate)
 
-    def atoms(self, working: Tensor) -> Tensor:
-        """Brings averages of working atoms back to the coordinates of the cloud."""
-        return self.y_origin + working / self.scale.to(working.dtype)
+    @property
+    def values(self) -> Tensor:
+        """What is averaged for a barycentre: working atoms, or offsets of what was lifted."""
+        return self.y if self.y_own is None else self.y_own - self._own_origin
+
+    def atoms(self, averages: Tensor) -> Tensor:
+        """Brings averages of `values` back to the coordinates of the cloud."""
+        if self.y_own is not None:
+            return self._own_origin + averages
+        return self.y_origin + averages / self.scale.to(averages.dtype)
+
+    @property
+    def _own_origin(self) -> Tensor:
+        assert self.y_own is not None
+        return self.y_own.mean(-2, keepdim=True)
+
+    def lowered(self, slopes: Tensor) -> Tensor:
+        """Slopes in working queries as slopes in the queries themselves."""
+        lift, x = self.cost.lift, self.x_own
+        if lift is None or x is None:
+            return slopes
+        graph = x.requires_grad
+        with torch.inference_mode(False), torch.enable_grad():
+            x = x if graph else x.clone().requires_grad_()
+            (found,) = torch.autograd.grad(lift(x), x, slopes.clone(), create_graph=graph)
+        return found
 
 
 def make_frame(x: Tensor, y: Tensor, cost: Cost, tau: Tensor, mask_self: bool) -> Frame:
     """Prepares ``x (B, N, d)``, ``y (B, M, d)`` and ``tau (B,)``; differentiable in ``x`` only."""
     y = y.detach()
+    x_own, y_own = None, None
+    if cost.lift is not None:
+        x_own, y_own = x, y
+        x, y = cost.lift(x), cost.lift(y)
     tau = tau[:, None, None]
     scale, rate = torch.ones_like(tau), 1 / tau
     x_origin = y_origin = torch.zeros_like(y[:, :1])
@@ -94,4 +127,7 @@ def make_frame(x: Tensor, y: Tensor, cost: Cost, tau: Tensor, mask_self: bool) -
     row = -(shift * x_work.double()).sum(-1) - shift.square().sum(-1) / 2
     col = (shift * y_work.double()).sum(-1)
     rate = rate.to(y.dtype)
-    return Frame(x_work, y_work, row, col, x_origin, y_origin, scale, rate, cost, tau, mask_self)
+    origins = x_origin, y_origin
+    return Frame(
+        x_work, y_work, row, col, *origins, scale, rate, cost, tau, mask_self, x_own, y_own
+    )

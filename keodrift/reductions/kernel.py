@@ -158,6 +158,8 @@ class GibbsKernel(ABC):
         flat = values
         if flat is not None:
             flat = flat.reshape(len(self.frame.y), -1, flat.shape[-1]).to(self.frame.y.dtype)
+        elif self.frame.y_own is not None:
+            flat = self.frame.values
         mean = self._defined(self._average(self._full(bias), flat, self._near(guess)))
         if values is None:
             mean = self.frame.atoms(mean)
@@ -165,26 +167,40 @@ class GibbsKernel(ABC):
 
     @final
     @in_full_precision
-    def mean_cost_gradient(self, bias: Tensor) -> Tensor:
-        """Mean gradient Σ_j softmax_j ∇_x C(x_i, y_j) = −τ ∇ℓ(x_i), ``(…, N, d)``."""
-        frame = self.frame
+    def mean_cost_gradient(self, bias: Tensor, guess: Tensor | None = None) -> Tensor:
+        """Mean gradient Σ_j softmax_j ∇_x C(x_i, y_j) = −τ ∇ℓ(x_i), ``(…, N, d)``.
+
+        Args:
+            bias: ``(…, M)``.
+            guess: A guess of the log-mass, as in `log_mass`.
+        """
+        frame, full = self.frame, self._full(bias)
         if frame.cost.curvature is not None:
-            away = self.queries() - self.barycentre(bias)
-            return self._without_empty(frame.cost.curvature * away.reshape(frame.x.shape), bias)
-        # The log-mass of any cost knows its own gradient: one reduction more, no new formula.
-        graph = frame.x.requires_grad
+            mean = self._average(full, None, self._near(guess)) / frame.scale.to(frame.y.dtype)
+            away = self.queries().reshape(frame.x.shape) - (frame.y_origin + mean)
+            return self._without_empty(frame.lowered(frame.cost.curvature * away), bias)
         # Where 1/τ or τ is so large that its product with a slope may leave single precision.
         steep = bool(((frame.rate > STEEP) | (frame.rate < 1 / STEEP)).any())
-        dtype = torch.float64 if steep else frame.x.dtype
+        slopes = None if frame.x.requires_grad or steep else self._slopes(full, self._near(guess))
+        if slopes is None:
+            slopes = self._slopes_of_log_sum(full, torch.float64 if steep else frame.x.dtype)
+        return self._without_empty(frame.lowered(slopes.to(frame.x.dtype)), bias)
+
+    def _slopes(self, bias: Tensor, guess: Tensor | None) -> Tensor | None:
+        """Σ_j softmax_j ∇C in working queries, ``(B, N, d)``; None where no formula is known."""
+        return None
+
+    def _slopes_of_log_sum(self, bias: Tensor, dtype: torch.dtype) -> Tensor:
+        """The same for any cost: its log-sum knows its own slope."""
+        frame, graph = self.frame, self.frame.x.requires_grad
         with torch.inference_mode(False), torch.enable_grad():
             # Copies, because tensors made in inference mode cannot enter a graph.
             x = frame.x.to(dtype) if graph else frame.x.to(dtype, copy=True).requires_grad_()
             y, rate = frame.y.to(dtype, copy=True), (1 / frame.tau).to(dtype)
             kernel = self.engine.kernel(replace(frame, x=x, y=y, rate=rate), self.batch)
-            mass = kernel._log_sum(self._full(bias).clone(), None)
+            mass = kernel._log_sum(bias.clone(), None)
             (slope,) = torch.autograd.grad(mass.sum(), x, create_graph=graph)
-        slope = -frame.tau.to(slope.dtype) * slope
-        return self._without_empty(slope.to(frame.x.dtype), bias)
+        return -frame.tau.to(slope.dtype) * slope
 
     @final
     @in_full_precision
@@ -222,7 +238,7 @@ class GibbsKernel(ABC):
             own = (s.to(dtype), t.to(dtype))
         bias, top = split(self._full(bias), dtype)
         guess = (shift - frame.row - top).to(dtype)
-        values = torch.cat([torch.ones_like(frame.y[..., :1]), frame.y], -1)
+        values = torch.cat([torch.ones_like(frame.y[..., :1]), frame.values], -1)
         values = values * torch.isfinite(bias)[..., None]  # the floor must not revive an atom
         least = floor.reshape(-1, 1, 1).to(dtype) if isinstance(floor, Tensor) else None
         total = self._coupling_sum(bias, guess, values, least, own)
