@@ -16,8 +16,8 @@ def check_generator(generator: object) -> None:
     """
     if isinstance(generator, torch.Generator):
         return
-    seed = isinstance(generator, int) and not isinstance(generator, bool)
-    if not (seed and 0 <= generator < 1 << 63):
+    seed = generator if isinstance(generator, int) and not isinstance(generator, bool) else -1
+    if not 0 <= seed < 1 << 63:
         needs = "a torch.Generator, or a seed: an integer from 0 to 2⁶³ − 1"
         raise OptionError("generator", repr(generator), needs)
 

@@ -117,6 +117,8 @@ class MMDDrift(Drift):
         """Refuses nonsense when built."""
         check_choice("kernel", self.kernel, tuple(KERNELS))
         check_backend(self.backend)
+        if isinstance(self.bandwidth, Sequence):
+            object.__setattr__(self, "bandwidth", tuple(self.bandwidth))
         if (self.bandwidth is None) != (self.kernel == "energy"):
             needs = "None" if self.bandwidth is not None else "a positive number, or several,"
             raise OptionError("bandwidth", repr(self.bandwidth), f"{needs} for {self.kernel!r}")
@@ -128,9 +130,8 @@ class MMDDrift(Drift):
     @property
     def bandwidths(self) -> tuple[float, ...]:
         """All bandwidths; 1 where the kernel has none."""
-        if isinstance(self.bandwidth, Sequence):
-            return tuple(self.bandwidth)
-        return (1.0 if self.bandwidth is None else self.bandwidth,)
+        given = 1.0 if self.bandwidth is None else self.bandwidth
+        return tuple(given) if isinstance(given, Sequence) else (given,)
 
     @property
     def _witness(self) -> _Witness:
