@@ -360,15 +360,19 @@ def test_population_scaling_takes_the_batch_size_out(cloud):
 
 
 @pytest.mark.parametrize("form", ["score", "flow"])
-def test_masses_of_kl_are_the_scores_or_tau_times_them(cloud, form):
+@pytest.mark.parametrize("cost", ["half_squared", "squared"])
+def test_masses_of_kl_are_the_scores_or_their_variance_times_them(cloud, form, cost):
     x, y = cloud(0, 2, 9, 2), cloud(1, 2, 12, 2)
     for relative in (False, True):
-        how = {"form": form, "relative": relative}
+        how = {"form": form, "relative": relative, "cost": cost}
         scores = kd.KLDrift(TAU, masses="gradient", **how).fit(x, y)
         unit = kd.KLDrift(TAU, **how).fit(x, y)
         base = scores if form == "score" else scores.base
         tau = torch.as_tensor(base.data.tau).reshape(-1, 1, 1)
-        torch.testing.assert_close(tau * scores(), unit())
+        variance = tau if cost == "half_squared" else tau / 2
+        torch.testing.assert_close(variance * scores(), unit())
+        slopes = kd.KLDrift(TAU, masses="gradient", velocity="gradient", **how)
+        torch.testing.assert_close(slopes(x, y), scores())
     assert len(tau) == 2
 
 
@@ -514,7 +518,7 @@ def test_silverman_is_the_best_bandwidth_of_a_normal_density():
         (lambda: kd.KLDrift(1.0, samples=0), "samples"),
         (lambda: kd.KLDrift(1.0, generator=-1), "generator"),
         (lambda: kd.KLDrift(1.0, generator=True), "generator"),
-        (lambda: kd.KLDrift(1.0, form="flow", cost="euclidean"), "cost"),
+        (lambda: kd.KLDrift(1.0, cost="euclidean"), "cost"),
         (lambda: kd.KLDrift(1.0, form="flow", mask_self=True), "mask_self"),
         (lambda: kd.MMDDrift(), "bandwidth"),
         (lambda: kd.MMDDrift(()), "bandwidth"),

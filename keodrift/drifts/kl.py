@@ -65,24 +65,24 @@ class SmoothedField(Field):
 
 @dataclass(frozen=True)
 class KLDrift(SoftmaxDrift):
-    """Scores of Parzen densities p_τ, q_τ of data and model under the kernel exp(−C/τ).
+    """Scores of Parzen densities p_τ, q_τ of data and model under the Gaussian kernel exp(−C/τ).
 
     The difference of scores, ``form="score"``, is what is usually called the flow of the
     Kullback-Leibler divergence KL(q_τ ‖ p_τ). That flow itself, ``form="flow"``, is its mean
     E ∇log p_τ(x + n) − ∇log q_τ(x + n) over draws n of the kernel, N(0, τI) for ½‖x−y‖²: the two
-    agree where the scores are linear within √τ, as between Gaussians, and at small τ. The flow is
+    agree where the difference is affine, as between Gaussians, and at small τ. The flow is
     curl-free as well, and smoother. Either vanishes where q = p, and neither sees mass that has to
     cross a gap.
 
     Attributes:
-        cost: As for `SoftmaxDrift`; the flow needs a quadratic one, whose kernel is Gaussian.
-        velocity: ``"gradient"`` (default) is the score of any kernel; barycentres are scores for
-            quadratic costs only.
+        cost: A quadratic one: ``"half_squared"`` (default; τ is the kernel's variance) or
+            ``"squared"`` (τ is twice the variance).
         mask_self: False by default: q_τ counts the particle itself. With True, the score without
             it; the flow has no such form.
         form: ``"score"`` or ``"flow"``.
-        masses: ``"unit"`` (default): τ times the scores, a length, as other drifts are; for
-            ``form="score"`` that is `OneSidedDrift`. ``"gradient"``: the scores themselves.
+        masses: ``"unit"`` (default): the scores times the kernel's variance, a length, as other
+            drifts are; for ``form="score"`` that is `OneSidedDrift`. ``"gradient"``: the scores
+            themselves.
         samples: How many n the mean runs over, in pairs ±n; the error falls with its root, and
             time and memory grow with it.
         generator: Where they are drawn: a seed (the same n at every fit, 0 by default) or a
@@ -99,7 +99,6 @@ class KLDrift(SoftmaxDrift):
 
     _: KW_ONLY
     mask_self: bool = False
-    velocity: str = "gradient"
     form: str = "score"
     masses: str = "unit"
     samples: int = 64
@@ -112,16 +111,17 @@ class KLDrift(SoftmaxDrift):
         check_choice("masses", self.masses, ("unit", "gradient"))
         check_positive("samples", self.samples, integer=True)
         check_generator(self.generator)
-        if self.form == "score":
-            return
         if self.cost.curvature is None:
-            raise OptionError("cost", repr(self.cost.name), "a quadratic cost, or form='score'")
-        if self.mask_self:
+            raise OptionError("cost", repr(self.cost.name), "a quadratic cost")
+        if self.form == "flow" and self.mask_self:
             raise OptionError("mask_self", "True", "False, or form='score'")
 
     def _fit(self, clouds: Clouds, start: Field | None) -> Field:
         tau = torch.as_tensor(self.tau, dtype=torch.float64, device=clouds.x.device)[..., None]
-        masses = EvenMasses(1 / tau) if self.masses == "gradient" else None
+        masses = None
+        if self.masses == "gradient":
+            slope = self.cost.curvature if self.velocity == "barycentric" else 1.0
+            masses = EvenMasses(slope / tau)
         field = self.field(clouds, clouds.b.log(), clouds.c.log(), masses=masses)
         if self.form == "score":
             return field
