@@ -1,8 +1,19 @@
 """keodrift: drift fields for one-step generative models, exact and in linear memory."""
 
+from keodrift.bandwidths import silverman_bandwidth
 from keodrift.costs import Cost
 from keodrift.divergence import sinkhorn_divergence
-from keodrift.drifts import Drift, OneSidedDrift, SinkhornDrift, SoftmaxDrift, TwoSidedDrift
+from keodrift.drifts import (
+    Drift,
+    KLDrift,
+    MMDDrift,
+    OneSidedDrift,
+    SinkhornDrift,
+    SinkhornProxyDrift,
+    SlicedWassersteinDrift,
+    SoftmaxDrift,
+    TwoSidedDrift,
+)
 from keodrift.errors import ArgumentError, BackendWarning, ConvergenceWarning
 from keodrift.exports import load_network, save_network
 from keodrift.fields import Field, SoftmaxField
@@ -22,8 +33,12 @@ __all__ = [
     "Drift",
     "Field",
     "Flow",
+    "KLDrift",
+    "MMDDrift",
     "OneSidedDrift",
     "SinkhornDrift",
+    "SinkhornProxyDrift",
+    "SlicedWassersteinDrift",
     "SoftmaxDrift",
     "SoftmaxField",
     "TwoSidedDrift",
@@ -34,6 +49,7 @@ __all__ = [
     "load_network",
     "reach_for_gaps",
     "save_network",
+    "silverman_bandwidth",
     "simulate",
     "sinkhorn_divergence",
     "tau_for_neighbours",

@@ -20,7 +20,7 @@ ROWS = [
     ["transport"],
     ["fields"],
     ["drifts"],
-    ["divergence", "loss", "flow", "temperature", "reach", "gaussians"],
+    ["divergence", "loss", "flow", "temperature", "reach", "gaussians", "bandwidths"],
     ["metrics"],
     ["plots"],
     ["sampling"],

@@ -2,14 +2,22 @@
 
 from keodrift.drifts.base import Drift
 from keodrift.drifts.by_class import ClassField
+from keodrift.drifts.kl import KLDrift
+from keodrift.drifts.mmd import MMDDrift
+from keodrift.drifts.proxy import SinkhornProxyDrift
 from keodrift.drifts.sinkhorn import SinkhornDrift
+from keodrift.drifts.sliced import SlicedWassersteinDrift
 from keodrift.drifts.softmax import OneSidedDrift, SoftmaxDrift, TwoSidedDrift
 
 __all__ = [
     "ClassField",
     "Drift",
+    "KLDrift",
+    "MMDDrift",
     "OneSidedDrift",
     "SinkhornDrift",
+    "SinkhornProxyDrift",
+    "SlicedWassersteinDrift",
     "SoftmaxDrift",
     "TwoSidedDrift",
 ]

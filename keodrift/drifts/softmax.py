@@ -189,12 +189,12 @@ class TwoSidedDrift(SoftmaxDrift):
     def _fit(self, clouds: Clouds, start: Field | None) -> SoftmaxField:
         kernels = self.kernels(clouds)
         if self.form == "split":
-            data, model = _log_columns(kernels, clouds.a.log())
+            data, model = log_columns(kernels, clouds.a.log())
             b, c = clouds.b.log(), clouds.c.log()
             return self.field(clouds, b - data / 2, c - model / 2, kernels=kernels)
         # Multiplicities instead of weights: a uniform cloud counts its points, as the papers do.
         a, b, c = clouds.multiplicities
-        data, model = _log_columns(kernels, a.log())
+        data, model = log_columns(kernels, a.log())
         biases = b.log() - data / 2, c.log() - model / 2
         rows = JointRows(b.log(), c.log(), a, self.floor or 0.0)
         if self.floor is None:
@@ -202,7 +202,7 @@ class TwoSidedDrift(SoftmaxDrift):
         return self.field(clouds, *biases, kind=FlooredField, rows=rows, kernels=kernels)
 
 
-def _log_columns(kernels: tuple[GibbsKernel, GibbsKernel], bias: Tensor) -> tuple[Tensor, Tensor]:
+def log_columns(kernels: tuple[GibbsKernel, GibbsKernel], bias: Tensor) -> tuple[Tensor, Tensor]:
     """Log column sums over the particles, on data and model cloud."""
     data, model = (kernel.T.log_mass(bias) for kernel in kernels)
     # A lone particle, masked, has no column to normalise.

@@ -1,5 +1,6 @@
-"""Entropic couplings: a problem, a solver, its starts, and what comes out."""
+"""Entropic couplings: a problem, a solver, its starts, what comes out; and maps on a line."""
 
+from keodrift.transport.monotone import monotone_shift
 from keodrift.transport.problem import EntropicProblem
 from keodrift.transport.sinkhorn import Coupling, Sinkhorn
 from keodrift.transport.starts import Again, Carried, coarse, cooled, zero
@@ -12,5 +13,6 @@ __all__ = [
     "Sinkhorn",
     "coarse",
     "cooled",
+    "monotone_shift",
     "zero",
 ]
