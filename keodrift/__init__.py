@@ -1,6 +1,15 @@
 """keodrift: drift fields for one-step generative models, exact and in linear memory."""
 
 from keodrift.costs import Cost
+from keodrift.diagnostics import (
+    Diagnosis,
+    curl,
+    diagnose,
+    dissipation,
+    expansion,
+    jacobian,
+    self_share,
+)
 from keodrift.divergence import sinkhorn_divergence
 from keodrift.drifts import Drift, OneSidedDrift, SinkhornDrift, SoftmaxDrift, TwoSidedDrift
 from keodrift.errors import ArgumentError, BackendWarning, ConvergenceWarning
@@ -19,6 +28,7 @@ __all__ = [
     "BackendWarning",
     "ConvergenceWarning",
     "Cost",
+    "Diagnosis",
     "Drift",
     "Field",
     "Flow",
@@ -28,12 +38,18 @@ __all__ = [
     "SoftmaxField",
     "TwoSidedDrift",
     "choose_backend",
+    "curl",
+    "diagnose",
+    "dissipation",
     "drift_loss",
     "effective_neighbours",
+    "expansion",
     "guidance_weight",
+    "jacobian",
     "load_network",
     "reach_for_gaps",
     "save_network",
+    "self_share",
     "simulate",
     "sinkhorn_divergence",
     "tau_for_neighbours",

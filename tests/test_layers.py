@@ -23,6 +23,7 @@ ROWS = [
     ["divergence", "loss", "flow", "temperature", "reach", "gaussians"],
     ["metrics"],
     ["plots"],
+    ["diagnostics"],
     ["sampling"],
     ["data", "networks"],
     ["exports"],
