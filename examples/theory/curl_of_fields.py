@@ -2,9 +2,9 @@
 
 A gradient flow of anything has a velocity with a symmetric Jacobian. Fitted and then looked at off
 the particles, the one-sided Gaussian field, its sharp Laplacian form, MMD and converged Sinkhorn
-have one; the Laplacian barycentre does not, and neither has a field whose softmax sides carry masses
-of their own: Algorithm 2 of Deng et al. and the Sinkhorn proxy (On the Wasserstein gradient flow
-interpretation of drifting models, section 3.2).
+have one. The Laplacian barycentre has none, and neither have fields whose differences of means are
+multiplied by masses: Algorithm 2 of Deng et al. and the Sinkhorn proxy (On the Wasserstein gradient
+flow interpretation of drifting models, section 3.2).
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def main(folder: str | Path = "outputs/theory", side: int = 24) -> dict[str, flo
     curls = {name: kd.curl(drift.fit(x, y), grid_points) for name, drift in fields(tau=0.5).items()}
     figure, grid = new_figure(2.6 * len(curls), 3.2, 1, len(curls))
     for axes, (name, values) in zip(grid[0], curls.items(), strict=True):
-        logs = values.clamp_min(1e-16).log10().reshape(side, side).T
+        logs = values.clamp_min(1e-16).log10().reshape(side, side).T.numpy()
         image = axes.imshow(logs, origin="lower", extent=[-2.5, 2.5] * 2, vmin=-16, vmax=0)
-        axes.plot(*y.T, "w.", *x.T, "r.", ms=2)
+        axes.plot(*y.T.numpy(), "w.", *x.T.numpy(), "r.", ms=2)
         axes.set(title=name, xlabel="$x_1$ [length]", ylabel="$x_2$ [length]")
     figure.colorbar(image, ax=grid[0, -1], label="log₁₀ ‖J − Jᵀ‖/‖J + Jᵀ‖")
     figure.suptitle("Dark: a gradient, to rounding. Bright: no energy has this field")

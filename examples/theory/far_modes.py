@@ -59,9 +59,8 @@ def drifts(tau: float) -> dict[str, kd.Drift]:
 def velocity(drift: kd.Drift, distance: float) -> float:
     """−V/D at the crowded atom."""
     atoms = torch.tensor([[0.0], [distance]], dtype=torch.float64)
-    weights = (torch.tensor([w, 1 - w], dtype=torch.float64) for w in (W_Q, W_P))
-    a, b = weights
-    return -float(drift(atoms, atoms, x_weights=a, y_weights=b)[1, 0]) / distance
+    a, b = (torch.tensor([w, 1 - w], dtype=torch.float64) for w in (W_Q, W_P))
+    return 0.0 - float(drift(atoms, atoms, x_weights=a, y_weights=b)[1, 0]) / distance
 
 
 def main(folder: str | Path = "outputs/theory", most: int = 60) -> dict[str, float]:

@@ -7,8 +7,7 @@ the floor, rows hold s⁺ = m′/√(n′(m′+n′)) + φm and s⁻ = n′/√(
 
     V = −D φ (s⁻m − s⁺n):
 
-the floor moves mass where the kernel no longer does, the faster the larger the batch, and it is
-no property of the kernel, whose temperature plays no part in it.
+the floor moves mass where the kernel no longer does, the faster the larger the batch, whatever τ.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def velocity(drift: kd.Drift, distance: float, size: int) -> float:
         distance * (torch.arange(size) >= round(share * size)).double()[:, None]
         for share in (DATA, MODEL)
     )
-    return -float(drift(x, y)[-1, 0]) / distance
+    return 0.0 - float(drift(x, y)[-1, 0]) / distance
 
 
 def main(folder: str | Path = "outputs/theory") -> dict[str, float]:
