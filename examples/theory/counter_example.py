@@ -39,7 +39,7 @@ def main(folder: str | Path = "outputs/theory") -> dict[str, float]:
     }
     figure = plot_curves(
         curves,
-        title="Where a field is 0 at all data (squares) it cannot tell the model (dots) from them",
+        title="0 at both data (squares): blind to the model (dots)",
         xlabel="x [length]",
         ylabel="V(x) [length]",
         logy=False,
