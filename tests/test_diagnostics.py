@@ -25,6 +25,20 @@ def test_slopes_of_an_affine_field(cloud, batch):
     torch.testing.assert_close(kd.curl(lambda z: z @ matrix.T, z), relative.expand(*batch, 5))
 
 
+def test_many_points_are_taken_some_at_a_time(cloud):
+    x, y, z = cloud(0, 20, 2), cloud(1, 30, 2) + 1, cloud(2, 600, 2)
+    seen = []
+
+    def field(z):
+        seen.append(len(z))
+        return fitted(z)
+
+    fitted = kd.OneSidedDrift(0.5).fit(x, y)
+    whole = kd.jacobian(field, z)
+    assert sum(seen) == 600 and max(seen) <= 256
+    torch.testing.assert_close(whole[-5:], kd.jacobian(fitted, z[-5:]), rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("backend", ["dense", "tiled"])
 @pytest.mark.parametrize("cost", ["half_squared", "euclidean"])
 def test_jacobian_of_a_field_is_its_difference_quotient(cloud, backend, cost):

@@ -14,10 +14,11 @@ from keodrift.checks import check_cloud
 from keodrift.errors import ShapeError
 
 VectorField = Callable[[Tensor], Tensor]
+POINTS = 256  # at a time: a graph may hold all their pairs with the clouds of the field
 
 
 def jacobian(field: VectorField, z: Tensor) -> Tensor:
-    """The Jacobian ∂V_k/∂z_l at every point, by one backward pass a dimension.
+    """The Jacobian ∂V_k/∂z_l at every point, by one backward pass a dimension, in linear memory.
 
     Args:
         field: A fitted field, or any differentiable function of points that takes each by itself.
@@ -35,18 +36,7 @@ def jacobian(field: VectorField, z: Tensor) -> Tensor:
                  [ 1.,  0.]]])
     """
     check_cloud("z", z)
-    with torch.inference_mode(False), torch.enable_grad():
-        z = z.detach().clone().requires_grad_()
-        v = field(z)
-        if v.shape != z.shape:
-            raise ShapeError("field", f"values of shape {tuple(v.shape)}", f"{tuple(z.shape)}")
-        if not v.requires_grad:  # a constant
-            return torch.zeros(*z.shape, z.shape[-1], dtype=v.dtype, device=z.device)
-        rows = [
-            torch.autograd.grad(part.sum(), z, retain_graph=True, materialize_grads=True)[0]
-            for part in v.unbind(-1)
-        ]
-    return torch.stack(rows, -2)
+    return torch.cat([_jacobian(field, part) for part in z.split(POINTS, -2)], -3)
 
 
 def curl(field: VectorField, z: Tensor) -> Tensor:
@@ -90,3 +80,18 @@ def expansion(field: VectorField, z: Tensor) -> Tensor:
         tensor([-3.])
     """
     return jacobian(field, z).diagonal(dim1=-2, dim2=-1).sum(-1)
+
+
+def _jacobian(field: VectorField, z: Tensor) -> Tensor:
+    with torch.inference_mode(False), torch.enable_grad():
+        z = z.detach().clone().requires_grad_()
+        v = field(z)
+        if v.shape != z.shape:
+            raise ShapeError("field", f"values of shape {tuple(v.shape)}", f"{tuple(z.shape)}")
+        if not v.requires_grad:  # a constant
+            return torch.zeros(*z.shape, z.shape[-1], dtype=v.dtype, device=z.device)
+        rows = [
+            torch.autograd.grad(part.sum(), z, retain_graph=True, materialize_grads=True)[0]
+            for part in v.unbind(-1)
+        ]
+    return torch.stack(rows, -2)
