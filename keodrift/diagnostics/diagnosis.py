@@ -54,7 +54,8 @@ class Verdict:
     def __str__(self) -> str:
         relation = "≥" if self.at_least else "≤"
         said = f"{self.name}: {self.value:.3g}, wanted {relation} {self.limit:.3g}"
-        return f"ok    {said}" if self.passed else f"LOOK  {said}\n      {self.meaning}"
+        why = f"\n      {self.meaning}.\n      Rule: {self.rule}."
+        return f"ok    {said}" if self.passed else f"LOOK  {said}{why}"
 
 
 @dataclass(frozen=True)
