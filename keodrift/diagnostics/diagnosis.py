@@ -170,7 +170,7 @@ class Diagnosis:
         axes.set_yticks(range(len(self.verdicts)), [v.name for v in reversed(self.verdicts)])
         axes.set_xlim(-3.1, 3.1)
         axes.set_xlabel("decades beyond the limit of the rule")
-        axes.set_title(f"What is to the right keeps the drift from its end (τ = {self.tau:.3g})")
+        axes.set_title(f"To the right: what holds the drift up (τ = {self.tau:.3g})", fontsize=10)
         return figure
 
 
