@@ -13,7 +13,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --disable-pip-version-check --no-warn-script-location
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engines demo test lint format clean
+.PHONY: help setup engines demo theory test lint format clean
 
 help: ## Print this list
 	@echo "keodrift: make TARGET [PYTHON=python3.11]"
@@ -23,6 +23,9 @@ setup: $(STAMP) ## Make .venv with everything the demo and the checks need
 
 demo: setup engines ## Run the demo: figures and the two-mode table
 	@$(BIN)/python examples/demo.py
+
+theory: setup ## Run what the papers prove, one script a result: figures in outputs/theory
+	@set -e; for script in examples/theory/*.py; do echo "==> $$script"; $(BIN)/python $$script; done
 
 test: lint engines ## Run every check: lint, types, tests, doctests, coverage
 	@echo "==> pytest: tests and doctests, with coverage"

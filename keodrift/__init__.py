@@ -2,6 +2,15 @@
 
 from keodrift.bandwidths import silverman_bandwidth
 from keodrift.costs import Cost
+from keodrift.diagnostics import (
+    Diagnosis,
+    curl,
+    diagnose,
+    dissipation,
+    expansion,
+    jacobian,
+    self_share,
+)
 from keodrift.divergence import sinkhorn_divergence
 from keodrift.drifts import (
     Drift,
@@ -30,6 +39,7 @@ __all__ = [
     "BackendWarning",
     "ConvergenceWarning",
     "Cost",
+    "Diagnosis",
     "Drift",
     "Field",
     "Flow",
@@ -43,12 +53,18 @@ __all__ = [
     "SoftmaxField",
     "TwoSidedDrift",
     "choose_backend",
+    "curl",
+    "diagnose",
+    "dissipation",
     "drift_loss",
     "effective_neighbours",
+    "expansion",
     "guidance_weight",
+    "jacobian",
     "load_network",
     "reach_for_gaps",
     "save_network",
+    "self_share",
     "silverman_bandwidth",
     "simulate",
     "sinkhorn_divergence",

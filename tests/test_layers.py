@@ -23,6 +23,7 @@ ROWS = [
     ["divergence", "loss", "flow", "temperature", "reach", "gaussians", "bandwidths"],
     ["metrics"],
     ["plots"],
+    ["diagnostics"],
     ["sampling"],
     ["data", "networks"],
     ["exports"],

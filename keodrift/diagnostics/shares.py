@@ -1,0 +1,69 @@
+"""Who holds whose mass: particles in their own repulsion, data without a particle."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from keodrift.errors import ArgumentError
+from keodrift.fields import Field, SoftmaxField
+
+
+def self_share(field: Field) -> Tensor:
+    """Share of the model side's mass that each particle has itself: exp(β_i − C_ii/τ − ℓ_i).
+
+    Args:
+        field: A fitted field of two softmax sides.
+
+    Returns:
+        ``(…, N)``, 0 to 1; 0 with a mask, and where other draws repel in the particles' place.
+
+    Raises:
+        ArgumentError: It is not a field of two softmax sides.
+
+    Example:
+        >>> import torch, keodrift as kd
+        >>> x = torch.tensor([[0.0], [9.0]])
+        >>> self_share(kd.SinkhornDrift(tau=1.0).fit(x, x))
+        tensor([1., 1.], dtype=torch.float64)
+    """
+    with torch.no_grad():
+        return self_interaction(two_sides(field))[0]
+
+
+def two_sides(field: Field) -> SoftmaxField:
+    """The field, if it is one of two softmax sides.
+
+    Raises:
+        ArgumentError: It is not.
+    """
+    if not isinstance(field, SoftmaxField):
+        raise ArgumentError("field", type(field).__name__, "a field of two softmax sides")
+    return field
+
+
+def self_interaction(field: SoftmaxField) -> tuple[Tensor, Tensor]:
+    """Shares of particles in their own mass ``(…, N)``, and how these change the drift."""
+    x, side = field.particles, field.model
+    n = x.shape[-2]
+    padded = torch.nn.functional.pad(side.points, (0, 0, 0, max(0, n - side.points.shape[-2])))
+    own = (padded[..., :n, :] == x).all(-1)
+    if field.mask_self or not bool(own.any()):
+        return torch.zeros(x.shape[:-1], dtype=torch.float64, device=x.device), torch.zeros_like(x)
+    pairs = x.unsqueeze(-2)
+    logit = side.bias[..., :n] - side.cost.expression(pairs, pairs)[..., 0] / side.tau
+    # Against the mass of all others, which is exact also where the share is next to 1.
+    others = side.kernel(x, mask_self=True)
+    share = torch.where(own, torch.sigmoid(logit - others.log_mass(side.bias)), 0.0)
+    return share, share[..., None] * side.pull(x, field.velocity, others).double()
+
+
+def unclaimed(field: SoftmaxField) -> Tensor:
+    """Half the L1 error of the data's marginal under rows of equal weight, ``(…,)``."""
+    n, m = field.particles.shape[-2], field.data.points.shape[-2]
+    kernel = field.data.kernel(field.particles)
+    rows = -math.log(n) - kernel.log_mass(field.data.bias)
+    columns = (kernel.T.log_mass(rows) + field.data.bias).exp()
+    return (columns - 1 / m).abs().sum(-1) / 2
