@@ -2,7 +2,15 @@
 
 from keodrift.costs import Cost
 from keodrift.divergence import sinkhorn_divergence
-from keodrift.drifts import Drift, OneSidedDrift, SinkhornDrift, SoftmaxDrift, TwoSidedDrift
+from keodrift.drifts import (
+    ChiSquareDrift,
+    Drift,
+    KALEDrift,
+    OneSidedDrift,
+    SinkhornDrift,
+    SoftmaxDrift,
+    TwoSidedDrift,
+)
 from keodrift.errors import ArgumentError, BackendWarning, ConvergenceWarning
 from keodrift.exports import load_network, save_network
 from keodrift.fields import Field, SoftmaxField
@@ -17,11 +25,13 @@ __version__ = "0.1.0"
 __all__ = [
     "ArgumentError",
     "BackendWarning",
+    "ChiSquareDrift",
     "ConvergenceWarning",
     "Cost",
     "Drift",
     "Field",
     "Flow",
+    "KALEDrift",
     "OneSidedDrift",
     "SinkhornDrift",
     "SoftmaxDrift",
