@@ -90,14 +90,15 @@ class Dual:
             # A step too far into the exponential comes back by factors of e, from above the best.
             stale = 0 if worst < best or worst < last / 2 else stale + 1
             best, last = min(best, worst), worst
-            if worst <= tol or passes >= max_passes or stale == STALLED:
+            most = max_passes - passes - 2  # the next evaluation takes two
+            if worst <= tol or most < 1 or stale == STALLED:
                 break
-            step, done = self._step(weights, residual, image, tol, max_passes - passes)
+            step, done = self._step(weights, residual, image, tol, most)
             t, passes = t + step.clamp(-LONGEST, LONGEST), passes + done
         if worst <= tol:
             reason = f"ended after {passes} passes at error {worst:.1e} ≤ {tol:g}"
         else:
-            limit = "the cap" if passes >= max_passes else "what the dtype can tell"
+            limit = "the cap" if most < 1 else "what the dtype can tell"
             reason = f"stopped after {passes} passes, at {limit}, with error {worst:.1e} > {tol:g}"
         return Solution(t, coefficients, error, tol, passes, reason)
 
