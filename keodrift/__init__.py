@@ -4,12 +4,14 @@ from keodrift.costs import Cost
 from keodrift.divergence import sinkhorn_divergence
 from keodrift.drifts import (
     ChiSquareDrift,
+    CriticDrift,
     Drift,
     KALEDrift,
     OneSidedDrift,
     SinkhornDrift,
     SoftmaxDrift,
     TwoSidedDrift,
+    WitnessDrift,
 )
 from keodrift.errors import ArgumentError, BackendWarning, ConvergenceWarning
 from keodrift.exports import load_network, save_network
@@ -28,6 +30,7 @@ __all__ = [
     "ChiSquareDrift",
     "ConvergenceWarning",
     "Cost",
+    "CriticDrift",
     "Drift",
     "Field",
     "Flow",
@@ -37,6 +40,7 @@ __all__ = [
     "SoftmaxDrift",
     "SoftmaxField",
     "TwoSidedDrift",
+    "WitnessDrift",
     "choose_backend",
     "drift_loss",
     "effective_neighbours",
