@@ -84,7 +84,8 @@ class CriticDrift(Drift):
     Attributes:
         divergence: Of the model q and the data p. ``"kl"``: KL(q‖p), witness log q/p.
             ``"reverse_kl"``: KL(p‖q), witness 1 − p/q, which explodes where the model has left data
-            out. ``"jensen_shannon"``: that of GANs, bounded.
+            out: take a penalty. ``"jensen_shannon"``: that of GANs, bounded, and slow where the
+            clouds are apart.
         network: Makes the critic for a dimension, ``network(d)``: a module from ``(K, d)`` to
             ``(K, 1)`` that treats rows apart (no batch normalisation). Coordinates enter as they
             are: of order 1 is best. By default two hidden layers of 64, softplus.
