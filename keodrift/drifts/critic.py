@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import KW_ONLY, dataclass
@@ -21,7 +22,7 @@ from keodrift.fields import Field
 from keodrift.reductions.precision import full_precision
 
 MODULE = "network(d) → a module from (K, d) to (K, 1)"
-LOG2 = 0.6931471805599453
+LOG2 = math.log(2)
 
 # φ′(u) and φ*(φ′(u)) of D = E_p φ(q/p), at u = e^v where v is what the network says of log q/p.
 # Whatever v is, E_q φ′ − E_p φ* is at most D; where v is right it is D and φ′ its first variation.
@@ -79,7 +80,8 @@ class CriticDrift(Drift):
     The recipe holds no state: network and optimiser live in the field, and ``start=`` carries them
     to the next fit, which trains copies. Without a start the critic is a new one, decided by
     ``seed``, and has seen ``steps`` steps: far from enough, where ``steps`` is small.
-    `keodrift.simulate` passes each field on to the next step.
+    `keodrift.simulate` passes each field on to the next step; a training has to do so in its own loop,
+    since an `Objective` carries no starts.
 
     Attributes:
         divergence: Of the model q and the data p. ``"kl"``: KL(q‖p), witness log q/p.
