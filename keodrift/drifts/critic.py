@@ -80,8 +80,8 @@ class CriticDrift(Drift):
     The recipe holds no state: network and optimiser live in the field, and ``start=`` carries them
     to the next fit, which trains copies. Without a start the critic is a new one, decided by
     ``seed``, and has seen ``steps`` steps: far from enough, where ``steps`` is small.
-    `keodrift.simulate` passes each field on to the next step; a training has to do so in its own loop,
-    since an `Objective` carries no starts.
+    `keodrift.simulate` passes each field on to the next step; a training has to do so in a loop
+    of its own, since an `Objective` carries no starts.
 
     Attributes:
         divergence: Of the model q and the data p. ``"kl"``: KL(q‖p), witness log q/p.
