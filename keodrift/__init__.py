@@ -13,7 +13,10 @@ from keodrift.diagnostics import (
 )
 from keodrift.divergence import sinkhorn_divergence
 from keodrift.drifts import (
+    ChiSquareDrift,
+    CriticDrift,
     Drift,
+    KALEDrift,
     KLDrift,
     MMDDrift,
     OneSidedDrift,
@@ -22,6 +25,7 @@ from keodrift.drifts import (
     SlicedWassersteinDrift,
     SoftmaxDrift,
     TwoSidedDrift,
+    WitnessDrift,
 )
 from keodrift.errors import ArgumentError, BackendWarning, ConvergenceWarning
 from keodrift.exports import load_network, save_network
@@ -37,12 +41,15 @@ __version__ = "0.1.0"
 __all__ = [
     "ArgumentError",
     "BackendWarning",
+    "ChiSquareDrift",
     "ConvergenceWarning",
     "Cost",
+    "CriticDrift",
     "Diagnosis",
     "Drift",
     "Field",
     "Flow",
+    "KALEDrift",
     "KLDrift",
     "MMDDrift",
     "OneSidedDrift",
@@ -52,6 +59,7 @@ __all__ = [
     "SoftmaxDrift",
     "SoftmaxField",
     "TwoSidedDrift",
+    "WitnessDrift",
     "choose_backend",
     "curl",
     "diagnose",

@@ -97,7 +97,7 @@ class DivergedError(FloatingPointError):
 
 
 class ConvergenceWarning(UserWarning):
-    """A Sinkhorn solve stopped at its cap; raise the cap, the tolerance or the temperature."""
+    """A solve stopped at its cap; raise the cap, the tolerance or the temperature."""
 
 
 class BackendWarning(UserWarning):

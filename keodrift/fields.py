@@ -166,16 +166,15 @@ class JointRows:
 
 @dataclass(frozen=True)
 class RowMasses:
-    """Powers of the kernel's masses: how much mass a point meets, known anywhere.
+    """What rows of relaxed couplings weigh, relative to their weights: exp(−f/ρ).
 
-    Rows of relaxed couplings weigh exp(−f/ρ), relative to their weights; with f = −λτ·log-mass
-    that is the power 1 − λ = τ/(ρ + τ). The mean of a reproducing kernel is the power 1.
+    With f = −λτ·log-mass that is a power of the mass, which is known anywhere.
 
     Attributes:
-        share: The power, a number or ``(…, 1)``.
+        share: The power, 1 − λ = τ/(ρ + τ), ``(…, 1)``.
     """
 
-    share: Tensor | float
+    share: Tensor
 
     def __call__(
         self, field: SoftmaxField, data: GibbsKernel, model: GibbsKernel, at_particles: bool

@@ -206,6 +206,10 @@ def kernel(backend):
     return gibbs_kernel(X, Y, "half_squared", 0.5, backend=backend)
 
 
+def distances(x, a, y, b):
+    return lambda z: (b * torch.cdist(z, y)).sum(-1) - (a * torch.cdist(z, x)).sum(-1)
+
+
 CALLS = {
     "one-sided": lambda: kd.OneSidedDrift(0.5)(X, Y, **GIVEN),
     "split": lambda: kd.TwoSidedDrift(0.5)(X, Y, **GIVEN),
@@ -214,6 +218,10 @@ CALLS = {
     "gradient velocity": lambda: kd.OneSidedDrift(0.5, cost="euclidean", velocity="gradient")(X, Y),
     "sinkhorn": lambda: SINKHORN(X, Y, **GIVEN),
     "half-steps": lambda: kd.SinkhornDrift(0.5, half_steps=5)(X, Y, **GIVEN),
+    "kale": lambda: kd.KALEDrift(0.5)(X, Y, **GIVEN),
+    "chi-square": lambda: kd.ChiSquareDrift(0.5)(X, Y, **GIVEN),
+    "witness": lambda: kd.WitnessDrift(distances)(X, Y, **GIVEN),
+    "critic": lambda: kd.CriticDrift(steps=2, penalty="gradient")(X, Y, **GIVEN),
     "warm": lambda: SINKHORN(X, Y, start=SINKHORN.fit(X, Y)),
     "labels": lambda: SINKHORN(X, Y, **LABELS),
     "field": lambda: SINKHORN.fit(X, Y)(torch.zeros(3, 2)),
@@ -305,6 +313,7 @@ def test_inputs_are_not_modified(call):
         kd.TwoSidedDrift(0.5),
         kd.TwoSidedDrift(0.5, form="joint"),
         kd.TwoSidedDrift(0.5, form="joint", floor=1e-3),
+        kd.KALEDrift(0.5),
         SINKHORN,
     ],
 )

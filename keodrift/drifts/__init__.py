@@ -2,16 +2,22 @@
 
 from keodrift.drifts.base import Drift
 from keodrift.drifts.by_class import ClassField
+from keodrift.drifts.critic import CriticDrift
 from keodrift.drifts.kl import KLDrift
 from keodrift.drifts.mmd import MMDDrift
 from keodrift.drifts.proxy import SinkhornProxyDrift
+from keodrift.drifts.rkhs import ChiSquareDrift, KALEDrift
 from keodrift.drifts.sinkhorn import SinkhornDrift
 from keodrift.drifts.sliced import SlicedWassersteinDrift
 from keodrift.drifts.softmax import OneSidedDrift, SoftmaxDrift, TwoSidedDrift
+from keodrift.drifts.witness import WitnessDrift
 
 __all__ = [
+    "ChiSquareDrift",
     "ClassField",
+    "CriticDrift",
     "Drift",
+    "KALEDrift",
     "KLDrift",
     "MMDDrift",
     "OneSidedDrift",
@@ -20,4 +26,5 @@ __all__ = [
     "SlicedWassersteinDrift",
     "SoftmaxDrift",
     "TwoSidedDrift",
+    "WitnessDrift",
 ]

@@ -105,7 +105,13 @@ class ClassField(Field):
     def converged(self) -> Tensor | None:
         """Whether each class reached its tolerance, ``(classes,)`` bool; None without any."""
         reached = [part.field.converged for part in self.parts]
-        return torch.cat([r for r in reached if r is not None]) if self.couplings else None
+        known = [r for r in reached if r is not None]
+        return torch.cat(known) if known else None
+
+    @property
+    def reason(self) -> str:
+        """Why the solvers ended, in words."""
+        return "; ".join(dict.fromkeys(part.field.reason for part in self.parts))
 
 
 def fit_by_class(

@@ -13,9 +13,10 @@ from keodrift.checks import check_choice, check_positive, check_queries
 from keodrift.costs import Cost, euclidean, half_squared
 from keodrift.drifts.base import Drift
 from keodrift.drifts.clouds import Clouds
+from keodrift.drifts.rkhs import KernelMasses
 from keodrift.drifts.softmax import SoftmaxDrift
 from keodrift.errors import OptionError, TemperatureError
-from keodrift.fields import Field, RowMasses, SoftmaxField, saturated
+from keodrift.fields import Field, SoftmaxField, saturated
 from keodrift.reductions import Engine, check_backend
 
 
@@ -48,7 +49,7 @@ class _Witness(SoftmaxDrift):
     velocity: str = "gradient"
 
     def _fit(self, clouds: Clouds, start: Field | None) -> SoftmaxField:
-        masses = None if self.tau == FLAT else RowMasses(1.0)
+        masses = None if self.tau == FLAT else KernelMasses(1.0)
         return self.field(clouds, clouds.b.log(), clouds.c.log(), masses=masses)
 
 
