@@ -1,7 +1,7 @@
 """Faces from latents, as in Table 2 of Sinkhorn drifting: python examples/ffhq_latents.py
 
     python examples/ffhq_latents.py alae=FOLDER            # latents of an ALAE, see load_alae
-    python examples/ffhq_latents.py data=[digits,mnist_pca_64]
+    python examples/ffhq_latents.py data=[digits,mnist_pca_64,mnist_pca_512]
     python examples/ffhq_latents.py quick=true
 
 The papers' two-sided field and 30 sweeps of Sinkhorn, each with `keodrift train
@@ -59,6 +59,7 @@ SETTINGS = {
     "decoder": None,
     "features": None,
     "taus": [0.1, 1.0, 10.0],
+    "fields": list(FIELDS),
     "batch": 4096,  # in all classes together
     "steps": 1000,
     "seed": 0,
@@ -99,7 +100,8 @@ class Faces(Study[Cell]):
             elif data != "digits" and config.mnist is not None:
                 shared.append(f"data.images.source={quoted(config.mnist)}")
             for tau in config.taus:
-                for field, drift in FIELDS.items():
+                for field in config.fields:
+                    drift = FIELDS[field]
                     overrides = (*shared, f"drift={drift}", f"drift.tau={tau:g}")
                     name = f"{data}-tau{tau:g}-{drift}-{config.steps}-{config.seed}.json"
                     cells[name] = Cell(data, tau, field, overrides)
@@ -151,7 +153,8 @@ class Faces(Study[Cell]):
             mine = [row for row in rows if row["data"] == data]
             for field in FIELDS:
                 line = sorted((r["tau"], r["w2_squared"]) for r in mine if r["field"] == field)
-                panel.plot(*zip(*line, strict=True), "o-", label=field)
+                if line:
+                    panel.plot(*zip(*line, strict=True), "o-", label=field)
             floor = mine[0]["w2_squared_floor"]
             panel.axhline(floor, color="0.5", ls=":", label="real against real")
             panel.set(xscale="log", yscale="log", title=data)
@@ -188,4 +191,4 @@ def main(config) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, SETTINGS, quick=QUICK, choices={"data": list(DATA)})
+    run_script(main, SETTINGS, quick=QUICK, choices={"data": list(DATA), "fields": list(FIELDS)})

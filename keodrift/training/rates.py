@@ -36,7 +36,7 @@ def grouped_parameters(network: nn.Module, rates: Mapping[str, float]) -> list[d
         check_positive(f"rates.{name}", rate)
         mine = {key: rest.pop(key) for key in list(rest) if key.startswith(f"{name}.")}
         if not mine:
-            parts = sorted({key.rpartition(".")[0] for key in rest} - {""})
+            parts = dict.fromkeys(key.partition(".")[0] for key in rest)
             raise OptionError("rates", repr(name), f"a part of the network: {', '.join(parts)}")
         groups.append({"params": list(mine.values()), "lr": rate})
     return [{"params": list(rest.values())}, *groups]
