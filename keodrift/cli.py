@@ -23,9 +23,9 @@ USAGE = """usage: keodrift train [-m] [group=choice …] [key=value …]
        keodrift reproduce FIGURE [--quick] [key=value …]
        keodrift --version
 
-train trains a one-step network of a 2D target; with -m it does so for every combination of
-comma-separated values, each in a folder of its own inside output. reproduce runs what is missing of
-a figure of the papers and draws it. Groups and keys:
+train trains a one-step network of a 2D target or of labelled latents; with -m it does so for every
+combination of comma-separated values, each in a folder of its own inside output. reproduce runs
+what is missing of a figure of the papers and draws it. Groups and keys:
 
 """
 

@@ -1,7 +1,6 @@
 """A run folder out of a config: composed by Hydra, trained, and written where it can be resumed.
 
-Configs live in `config_dir`, one group a folder: drift, data, network, optimizer, scheduler,
-experiment.
+Configs live in `config_dir`, one group a folder: task, drift, data, network, optimizer and others.
 """
 
 from __future__ import annotations
@@ -26,13 +25,14 @@ from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 
 from keodrift.drifts import Drift
-from keodrift.errors import ArgumentError, OptionError
+from keodrift.errors import ArgumentError, MissingDependencyError, OptionError, RunError
 from keodrift.exports import described, save_network
 from keodrift.files import atomic_path, reading, write_json
-from keodrift.tasks import PlanarTask
-from keodrift.training import Trainer, checkpoints
+from keodrift.tasks import Task
+from keodrift.training import Trainer, checkpoints, grouped_parameters
 
 # What may differ between the command that began a run and the one that resumes it.
 _FREE_ON_RESUME = ("output", "resume", "steps", "progress")
@@ -42,11 +42,14 @@ _FREE_ON_RESUME = ("output", "resume", "steps", "progress")
 class TrainConfig:
     """The types of the keys of ``train.yaml``, which says what each means and its default."""
 
+    task: Any = MISSING
     drift: Any = MISSING
     data: Any = MISSING
     network: Any = MISSING
     optimizer: Any = MISSING
     scheduler: Any = None
+    guidance: Any = None
+    classifier: Any = None
     objective: Any = MISSING
     output: str = MISSING
     resume: bool = MISSING
@@ -58,6 +61,7 @@ class TrainConfig:
     balanced: bool = MISSING
     steps: int = MISSING
     ema: float = MISSING
+    rates: dict[str, float] | None = None
     clip: float | None = MISSING
     precision: str = MISSING
     evaluate_every: int = MISSING
@@ -208,18 +212,28 @@ def build(node: Any, *args: Any) -> Any:
     if not (isinstance(node, DictConfig) and "_target_" in node):
         raise OptionError("config", node, "a node that says what to build, as _target_")
     try:
-        made = instantiate(node)
+        made = instantiate(node, _convert_="all")  # lists, which a checkpoint can hold
         return made(*args) if args else made
     except (InstantiationException, OmegaConfBaseException, TypeError, ValueError) as error:
         if isinstance(error, ArgumentError):
             raise
-        if isinstance(error.__cause__, ArgumentError):
+        if isinstance(error.__cause__, (ArgumentError, MissingDependencyError, RunError)):
             raise error.__cause__ from error
         reason = " ".join(str(error.__cause__ or error).split())
         raise OptionError(str(node.get("_target_")), dict(node), f"a fix: {reason}") from error
 
 
-def _drifts(node: Any, task: PlanarTask) -> list[Drift]:
+def _network(node: Any, task: Task) -> nn.Module:
+    """The network of a node; what is ``auto`` in it is what the task's data need."""
+    known = task.network_defaults()
+    auto = [key for key in node if node[key] == "auto"]
+    for key in auto:
+        if key not in known:
+            raise OptionError(f"network.{key}", "'auto'", f"a value: auto are {', '.join(known)}")
+    return build(OmegaConf.merge(node, {key: known[key] for key in auto}))
+
+
+def _drifts(node: Any, task: Task) -> list[Drift]:
     """The drift of a node with ``_target_``, or those of a mapping of such nodes.
 
     A ``reach`` of ``auto`` is that of the gaps of the task's data.
@@ -227,7 +241,9 @@ def _drifts(node: Any, task: PlanarTask) -> list[Drift]:
     drifts = []
     for one in [node] if "_target_" in node else node.values():
         if isinstance(one, DictConfig) and one.get("reach") == "auto":
-            one = OmegaConf.merge(one, {"reach": task.reach(one.get("cost", "half_squared"))})
+            relative = one.get("relative", False)
+            reach = task.reach(one.get("cost", "half_squared"), relative=relative)
+            one = OmegaConf.merge(one, {"reach": reach})
         drifts.append(build(one))
     return drifts
 
@@ -239,26 +255,20 @@ def _device(name: str) -> torch.device:
         raise OptionError("device", repr(name), "a device that this torch can use") from error
 
 
-def _build(config: Any) -> tuple[PlanarTask, Trainer]:
+def _build(config: Any) -> tuple[Task, Trainer]:
     """The task and the trainer of a config; nothing is written."""
     if not config.output:
         raise OptionError("output", repr(config.output), "a folder")
     device = _device(config.device)
-    task = PlanarTask(
-        build(config.data),
-        batch=config.batch,
-        data_batch=config.data_batch,
-        negatives=config.negatives,
-        balanced=config.balanced,
-        evaluate_samples=config.evaluate_samples,
-        seed=config.seed,
-        device=device,
-    )
-    network = build(config.network).to(device)
+    for name in ("guidance", "classifier"):
+        if config[name] is not None and name not in config.task:
+            raise OptionError(name, "one", f"null: {config.task._target_} takes none")
+    task = build(config.task, build(config.data))
+    network = _network(config.network, task).to(device)
     described(network)  # or it could not be kept
     objective = build(config.objective, _drifts(config.drift, task))
     objective.check(fresh=config.negatives == "fresh", balanced=config.balanced)
-    optimizer = build(config.optimizer, network.parameters())
+    optimizer = build(config.optimizer, grouped_parameters(network, config.rates or {}))
     trainer = Trainer(
         network,
         task.batches(network),

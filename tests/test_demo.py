@@ -106,6 +106,7 @@ def test_large_batch_writes_figure_and_tables(tmp_path):
         ("equilibrium", ("quick=true",), 2 * 4),
         ("which_training", ("quick=true", "few=true"), 2 * 6 + 1),
         ("latent_training", ("quick=true", "trainings=['fresh, balanced']"), 1),
+        ("ffhq_latents", ("quick=true", "fields=['two-sided']"), 2),
     ],
 )
 def test_studies_of_training_write_figure_and_table(name, words, cells, tmp_path):
@@ -119,6 +120,7 @@ def test_studies_of_training_write_figure_and_table(name, words, cells, tmp_path
 SCRIPTS = [
     *(EXAMPLES / f"{name}.py" for name in (
         "demo", "wrong_masses", "large_batch", "equilibrium", "which_training", "latent_training",
+        "ffhq_latents",
     )),
     *(EXAMPLES.parent / "benchmarks" / f"{name}.py" for name in (
         "field_error", "fuzz", "memory", "passes", "scaling", "solver", "step",
@@ -154,6 +156,7 @@ def test_a_mistake_on_the_command_line_ends_in_one_sentence(
         ("examples/demo.py", "part=magic"),
         ("examples/wrong_masses.py", "parts=[magic]"),
         ("examples/large_batch.py", "parts=[magic]"),
+        ("examples/ffhq_latents.py", "data=[magic]"),
         ("benchmarks/field_error.py", "problems=[magic]"),
         ("benchmarks/solver.py", "problems=[magic]"),
         ("benchmarks/memory.py", "backends=[magic]"),

@@ -10,7 +10,7 @@ import torch
 
 import keodrift as kd
 from keodrift.data import load_digits_latents
-from keodrift.errors import OptionError
+from keodrift.errors import ArgumentError, OptionError
 from keodrift.metrics import class_wasserstein_squared
 from keodrift.networks import ConditionalMLP
 from keodrift.tasks import Guidance, LatentTask, latent_batches
@@ -125,3 +125,45 @@ def test_a_classifier_reads_samples_and_real_latents_alike(tmp_path):
     assert 0 < result["accuracy_floor"] < 1
     with pytest.raises(OptionError, match="classifier"):
         LatentTask(replace(LATENTS, decode=None), classifier=Brightness())
+
+
+def test_so_many_held_out_latents_judge(tmp_path):
+    task = LatentTask(LATENTS, judge_samples=7)
+    result = task.judge(network(), [], tmp_path)
+    real, labels = task._real
+    assert torch.equal(torch.bincount(labels), torch.full((10,), 7))
+    w2 = class_wasserstein_squared(task.sample(network(), labels), labels, real, labels)
+    assert result["w2_squared"] == pytest.approx(sum(w2.values()) / 10)
+    assert result["latent_frechet"] > 0 < result["latent_frechet_floor"]
+    with pytest.raises(OptionError, match="judge_samples: got 1"):
+        LatentTask(LATENTS, judge_samples=1)
+
+
+def test_features_of_decoded_images_are_compared(tmp_path):
+    plain = replace(LATENTS, decode=None)
+    identity = {"decoder": lambda z: z[:, None], "features": "torch:squeeze"}
+    result = LatentTask(plain, judge_samples=9, **identity).judge(network(), [], tmp_path)
+    for end in ("", "_floor"):
+        assert result[f"image_frechet{end}"] == pytest.approx(result[f"latent_frechet{end}"])
+    # Without a decoder that of the latents.
+    task = LatentTask(LATENTS, features=lambda images: images.flatten(1), judge_samples=9)
+    assert "image_frechet" in task.judge(network(), [], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"features": "torch:squeeze"}, "features: got latents without decode"),
+        ({"decoder": "no.such.module:f"}, "decoder: got 'no.such.module:f', needs package"),
+        ({"decoder": "torch:no_such_name"}, "decoder: got 'torch:no_such_name'"),
+        ({"decoder": "torch"}, "decoder: got 'torch'"),
+        ({"decoder": "torch:pi"}, "a function, not float"),
+        ({"decoder": lambda z: z[:1], "features": len}, r"\(2, 4\) to \(1, 4\), needs one to \(2"),
+        ({"decoder": lambda z: z, "features": len}, "features: got a function to int"),
+        ({"decoder": lambda z: z.long(), "features": len}, "decoder: got a function to torch.int"),
+        ({"decoder": lambda z: z, "features": lambda z: z[:, None]}, r"one to \(2, f\)"),
+    ],
+)
+def test_a_wrong_decoder_or_feature_is_told_before_a_training(options, words):
+    with pytest.raises(ArgumentError, match=words):
+        LatentTask(replace(LATENTS, decode=None), **options)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from functools import partial
 
+import numpy as np
 import pytest
+import scipy.linalg
 import torch
 
 from keodrift.errors import ArgumentError, NonFiniteError, ShapeError
@@ -14,6 +16,7 @@ from keodrift.metrics import (
     class_variance_ratio,
     class_wasserstein_squared,
     energy_distance,
+    frechet_distance,
     median_distance,
     mmd_squared,
     mode_coverage,
@@ -306,3 +309,23 @@ def test_measures_of_spread_need_two_points_of_one_dimension(metric):
         metric(x[:1], x)
     with pytest.raises(ArgumentError, match="^cap: got 1"):
         nearest_neighbour_test(x, x, cap=1)
+
+
+def test_the_frechet_distance_is_that_of_normal_laws(cloud):
+    x, y = cloud(0, 40, 3), cloud(1, 50, 3) @ cloud(2, 3, 3) + 2
+    s, t = (np.cov(z.numpy().T) for z in (x, y))
+    root = scipy.linalg.sqrtm(s @ t).real
+    mean = float((x.mean(0) - y.mean(0)).square().sum())
+    assert frechet_distance(x, y) == pytest.approx(mean + np.trace(s + t - 2 * root))
+    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-12)
+    # It sees moments alone, and fewer points than dimensions are no obstacle.
+    assert frechet_distance(x, x + 3) == pytest.approx(27)
+    few = cloud(3, 5, 9)
+    assert frechet_distance(few, 2 * few) == pytest.approx(
+        float(few.mean(0).square().sum() + few.var(0).sum())
+    )
+    assert frechet_distance(x.float() + 1e4, y.float() + 1e4) == pytest.approx(
+        frechet_distance(x, y), rel=1e-2
+    )
+    with pytest.raises(ShapeError, match="y: got"):
+        frechet_distance(x, y[:, :2])

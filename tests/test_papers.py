@@ -214,7 +214,7 @@ def test_runs_are_found_where_they_have_always_been():
 
 def test_experiments_are_configs():
     known = {path.stem for path in (config_dir() / "experiment").glob("*.yaml")}
-    assert set(networks2d.EXPERIMENTS) == known
+    assert set(networks2d.EXPERIMENTS) < known
 
 
 def test_unknown_figures_are_refused(tmp_path):

@@ -4,6 +4,7 @@ from keodrift.metrics.clouds import subsample
 from keodrift.metrics.distances import (
     class_wasserstein_squared,
     energy_distance,
+    frechet_distance,
     median_distance,
     mmd_squared,
     wasserstein_squared,
@@ -22,6 +23,7 @@ __all__ = [
     "class_variance_ratio",
     "class_wasserstein_squared",
     "energy_distance",
+    "frechet_distance",
     "median_distance",
     "mmd_squared",
     "mode_coverage",

@@ -1,10 +1,11 @@
-"""A conditional network of labelled latents: its batches, and how close it comes to the data."""
+"""A conditional network of labelled latents, and how close it comes to the data."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,111 +14,24 @@ import torch
 from torch import Tensor, nn
 
 from keodrift import plots
-from keodrift.checks import check_choice, check_positive
 from keodrift.data import Latents
 from keodrift.errors import OptionError
+from keodrift.exports import KNOWN
 from keodrift.files import atomic_path
 from keodrift.metrics import (
     class_nearest_neighbour_test,
     class_variance_ratio,
     class_wasserstein_squared,
+    frechet_distance,
 )
+from keodrift.metrics.clouds import by_class
 from keodrift.networks import sample
-from keodrift.sampling import Systematic, neighbour_order
-from keodrift.tasks.guidance import Guidance, GuidedBatches
-from keodrift.tasks.sources import BalancedBatches, labelled, network_inputs, thinned, with_fresh
-from keodrift.tasks.task import Task
-from keodrift.training import NEGATIVES, Batch, BatchSource
+from keodrift.tasks.guidance import Guidance
+from keodrift.tasks.images import Map, image_features, imported
+from keodrift.tasks.latent_batches import latent_batches
+from keodrift.tasks.task import Task, check_count
+from keodrift.training import BatchSource
 from keodrift.vision import accuracy
-
-
-def latent_batches(
-    network: nn.Module,
-    latents: Latents,
-    per_class: int,
-    *,
-    balanced: bool = False,
-    negatives: str = "self",
-    data_per_class: int | None = None,
-    guidance: Guidance | None = None,
-) -> BatchSource:
-    """Labelled latents and as many noise vectors of every class: one problem a class.
-
-    Args:
-        network: A conditional network; its ``noise_dim`` is read.
-        latents: Where the data come from.
-        per_class: Points of each class a step, on either side.
-        balanced: Noise and data that cover each class evenly (`BalancedBatches`): its latents are
-            drawn along an order of neighbours, each once before any comes again. Otherwise all
-            draws are independent.
-        negatives: Who is to repel the samples, as the objective is told; ``"fresh"`` adds inputs
-            for other draws, as many as data.
-        data_per_class: Data of each class a step, where they, and fresh draws, are to outnumber the
-            samples: a quieter field, for a pass without gradients. As many by default.
-        guidance: Lets data of any class repel too, by a strength ω that the network is told; none
-            by default.
-
-    Raises:
-        OptionError: A network is to be guided that takes no ω, ``per_class`` is not a positive
-            integer, or ``negatives`` unknown.
-
-    Example:
-        >>> from keodrift.data import load_digits_latents
-        >>> from keodrift.networks import ConditionalMLP
-        >>> draw = latent_batches(ConditionalMLP(dim=6), load_digits_latents(6), per_class=4)
-        >>> draw(torch.Generator().manual_seed(0)).data.shape
-        torch.Size([40, 6])
-    """
-    check_positive("per_class", per_class, integer=True)
-    check_choice("negatives", negatives, NEGATIVES)
-    drawn = per_class if data_per_class is None else data_per_class
-    check_positive("data_per_class", drawn, integer=True)
-    if guidance is not None:
-        if not getattr(network, "guidance_dim", 0):
-            raise OptionError("guidance", guidance, "a network with guidance (guidance_dim > 0)")
-
-        def any_class(n: int, generator: torch.Generator) -> Tensor:
-            chosen = torch.randint(
-                len(latents.train), (n,), generator=generator, device=generator.device
-            )
-            return latents.train[chosen.to(latents.train.device)].to(generator.device)
-
-        plain = latent_batches(
-            network,
-            latents,
-            per_class,
-            balanced=balanced,
-            negatives=negatives,
-            data_per_class=data_per_class,
-        )
-        return GuidedBatches(plain, any_class, guidance)
-    if balanced:
-        return _balanced(network, latents, (per_class, drawn), negatives)
-
-    def draw(generator: torch.Generator) -> Batch:
-        data, labels = (part.to(generator.device) for part in latents.draw(drawn, generator))
-        own = thinned(labels, per_class * latents.classes)
-        inputs = network_inputs(network, len(own), generator, own)
-        batch = labelled(inputs, data, labels)
-        return with_fresh(batch, network, generator) if negatives == "fresh" else batch
-
-    return draw
-
-
-def _balanced(
-    network: nn.Module, latents: Latents, sizes: tuple[int, int], negatives: str
-) -> BalancedBatches:
-    per_class, drawn = sizes
-    members = [torch.nonzero(latents.train_labels == c).squeeze(-1) for c in range(latents.classes)]
-    samplers = [Systematic(index[neighbour_order(latents.train[index])]) for index in members]
-
-    def draw_data(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        chosen = torch.cat([sampler.draw(n, generator) for sampler in samplers])
-        data, labels = latents.train[chosen], latents.train_labels[chosen]
-        return data.to(generator.device), labels.to(generator.device)
-
-    share = per_class / drawn
-    return BalancedBatches(network, draw_data, drawn, samplers, samples=share, negatives=negatives)
 
 
 @dataclass(frozen=True)
@@ -131,9 +45,17 @@ class LatentTask(Task):
         guidance: Lets data of any class repel too; none by default.
         classifier: Reads classes off decoded samples, images ``(n, H, W)`` to logits; none by
             default.
+        judge_samples: Held-out latents of each class that judge at the end, and as many samples;
+            all there are by default.
+        decoder: Latents ``(n, d)`` to images ``(n, …)``, a function or its import path, such as
+            ``"package.module:function"``; what the latents bring by default.
+        features: Images to features ``(n, f)``, likewise: the judge compares those as well (FID,
+            where they are an Inception network's). None by default.
 
     Raises:
-        OptionError: As for `Task`, or there is a classifier for latents that nothing decodes.
+        ArgumentError: As for `Task`; ``latents`` are none; a function cannot be imported, or gives
+            another shape for two latents; or a classifier or features are to judge latents that
+            nothing decodes.
 
     Example:
         >>> from keodrift.data import load_digits_latents
@@ -149,15 +71,48 @@ class LatentTask(Task):
     guidance: Guidance | None = None
     classifier: nn.Module | None = None
     evaluate_samples: int = 200
+    judge_samples: int | None = None
+    decoder: str | Map | None = None
+    features: str | Map | None = None
 
     def __post_init__(self) -> None:
         """Refuses nonsense when built."""
+        self._check_data(self.latents, Latents)
         super().__post_init__()
-        if self.classifier is not None and self.latents.decode is None:
-            raise OptionError("classifier", "latents without decode", "latents with it, or None")
+        if self.judge_samples is not None:
+            check_count("judge_samples", self.judge_samples)
+        if self.decoder is not None:
+            decode = imported("decoder", self.decoder)
+            object.__setattr__(self, "latents", replace(self.latents, decode=decode))
+        for name, judge in (("classifier", self.classifier), ("features", self.features)):
+            if judge is not None and self.latents.decode is None:
+                raise OptionError(name, "latents without decode", "a decoder, or None")
+        if self.features is not None:
+            object.__setattr__(self, "features", imported("features", self.features))
+            self._features(self.latents.test[:2])  # now, rather than after the training
+
+    def network_defaults(self) -> dict[str, int]:
+        """As much noise as latent dimensions, the classes, and room for ω with guidance."""
+        dim, told = self.latents.dim, 0 if self.guidance is None else 32
+        return {
+            "noise_dim": dim,
+            "dim": dim,
+            "classes": self.latents.classes,
+            "guidance_dim": told,
+        }
 
     def batches(self, network: nn.Module) -> BatchSource:
-        """What trains a network; see `latent_batches`."""
+        """What trains a network; see `latent_batches`.
+
+        Raises:
+            OptionError: A network of this library makes something else than these latents.
+        """
+        if isinstance(network, KNOWN):
+            made = [getattr(network, name, None) for name in ("dim", "classes")]
+            if made != [self.latents.dim, self.latents.classes]:
+                got = f"{type(network).__name__} with dim, classes = {made}"
+                needs = f"ConditionalMLP with {[self.latents.dim, self.latents.classes]}"
+                raise OptionError("network", got, needs)
         return latent_batches(
             network,
             self.latents,
@@ -177,7 +132,11 @@ class LatentTask(Task):
         """Numbers for the log: W₂² to the held-out latents of a class, in the mean over classes."""
         labels = torch.arange(self.latents.classes).repeat_interleave(self.evaluate_samples)
         found = class_wasserstein_squared(
-            self.sample(network, labels), labels, *self._test, cap=self.evaluate_samples
+            self.sample(network, labels),
+            labels,
+            self.latents.test,
+            self.latents.test_labels,
+            cap=self.evaluate_samples,
         )
         return {"w2_squared": statistics.fmean(found.values())}
 
@@ -193,15 +152,16 @@ class LatentTask(Task):
 
         Returns:
             Means over classes: ``w2_squared``, ``w2_relative`` (over the variance of the class),
-            ``variance_ratio`` and ``nearest_neighbour`` (½ is indistinguishable), and where there
-            is a classifier ``accuracy``; each again as ``…_floor``, which is what training latents
+            ``latent_frechet``, ``variance_ratio`` and ``nearest_neighbour`` (½ is
+            indistinguishable), where there is a classifier ``accuracy``, and where there are
+            features ``image_frechet``; each again as ``…_floor``, which is what training latents
             score; then ``w2_squared_by_class``.
         """
-        labels = self.latents.test_labels
+        labels = self._real[1]
         points = self.sample(network, labels)
         scores, by_class = self._scores(points, labels)
         result: dict[str, Any] = {**scores, "w2_squared_by_class": by_class}
-        floor, _ = self._scores(*self._train_like_test())
+        floor, _ = self._scores(*self._picked(torch.bincount(labels).tolist()))
         result |= {f"{name}_floor": value for name, value in floor.items()}
         title = "$W_2^2$ of a class falls towards what real latents score"
         self._draw_curve(history, result["w2_squared_floor"], title, folder)
@@ -210,42 +170,60 @@ class LatentTask(Task):
             np.savez(draft, generated=points.cpu().numpy(), labels=labels.cpu().numpy())
         return result
 
-    @property
-    def _test(self) -> tuple[Tensor, Tensor]:
-        return self.latents.test, self.latents.test_labels
+    def _problems(self) -> list[Tensor]:
+        return [self.latents.of_class(k) for k in range(self.latents.classes)]
+
+    @cached_property
+    def _real(self) -> tuple[Tensor, Tensor]:
+        """The held-out latents that judge at the end, and their classes."""
+        if self.judge_samples is None:
+            return self.latents.test, self.latents.test_labels
+        return self._picked([self.judge_samples] * self.latents.classes, test=True)
+
+    @cached_property
+    def _real_features(self) -> Tensor:
+        return self._features(self._real[0])
+
+    def _features(self, points: Tensor) -> Tensor:
+        decode, features = self.latents.decode, self.features
+        return image_features(points, decode, features)  # type: ignore[arg-type]  # checked above
 
     def _scores(self, points: Tensor, labels: Tensor) -> tuple[dict[str, float], dict[str, float]]:
-        clouds = (points, labels, *self._test)
+        clouds = (points, labels, *self._real)
         w2 = class_wasserstein_squared(*clouds, cap=len(labels))
         sizes = {k: float(self.latents.of_class(k, test=True).double().var(0).sum()) for k in w2}
         measures = {
             "w2_squared": w2,
             "w2_relative": {k: w2[k] / sizes[k] for k in w2},
+            "latent_frechet": by_class(frechet_distance, *clouds, least=2),
             "variance_ratio": class_variance_ratio(*clouds),
             "nearest_neighbour": class_nearest_neighbour_test(*clouds),
         }
+        if self.features is not None:
+            features = (self._features(points), labels, self._real_features, self._real[1])
+            measures["image_frechet"] = by_class(frechet_distance, *features, least=2)
         means = {name: statistics.fmean(found.values()) for name, found in measures.items()}
         if self.classifier is not None and self.latents.decode is not None:
             means["accuracy"] = accuracy(self.classifier, self.latents.decode(points), labels)
         return means, {self.latents.class_names[k]: value for k, value in w2.items()}
 
-    def _train_like_test(self) -> tuple[Tensor, Tensor]:
-        """Training latents, of each class as many as are held out, or all there are."""
+    def _picked(self, most: Sequence[int], *, test: bool = False) -> tuple[Tensor, Tensor]:
+        """Evenly picked latents and their classes, of each so many or all there are."""
         picks, labels = [], []
         for k in range(self.latents.classes):
-            own, held = self.latents.of_class(k), len(self.latents.of_class(k, test=True))
-            count = min(len(own), held)
+            own = self.latents.of_class(k, test=test)
+            count = min(len(own), most[k])
             picks.append(own[torch.arange(count) * len(own) // count])
             labels.append(torch.full((count,), k))
         return torch.cat(picks), torch.cat(labels)
 
     def _shown(self, points: Tensor, labels: Tensor) -> Any:
         """Images of every class beside real ones, or the two leading directions."""
-        latents, real, count = self.latents, self.latents.test, 8
+        latents, (real, classes), count = self.latents, self._real, 8
         if latents.decode is not None and latents.image_shape is not None:
             rows = []
             for k, name in enumerate(latents.class_names):
-                own, theirs = points[labels == k], real[latents.test_labels == k]
+                own, theirs = points[labels == k], real[classes == k]
                 shown = torch.cat(
                     [cloud[torch.arange(count) % len(cloud)] for cloud in (own, theirs)]
                 )

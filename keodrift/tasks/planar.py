@@ -24,7 +24,6 @@ from keodrift.metrics import (
     wasserstein_squared,
 )
 from keodrift.networks import ConditionalMLP, draw_noise, sample
-from keodrift.reach import reach_for_gaps
 from keodrift.sampling import Pool
 from keodrift.tasks.sources import BalancedBatches, labelled, thinned, with_fresh
 from keodrift.tasks.task import Task
@@ -114,7 +113,7 @@ class PlanarTask(Task):
         target: The target.
 
     Raises:
-        OptionError: As for `Task`.
+        OptionError: As for `Task`, or ``target`` is none.
 
     Example:
         >>> from keodrift.data import get_target
@@ -129,6 +128,16 @@ class PlanarTask(Task):
     batch: int = 1024
     evaluate_samples: int = 1000
 
+    def __post_init__(self) -> None:
+        """Refuses nonsense when built."""
+        self._check_data(self.target, Target)
+        super().__post_init__()
+
+    def network_defaults(self) -> dict[str, int]:
+        """Two dimensions, and a class a mode for a network that is told classes."""
+        modes = 1 if self.target.modes is None else len(self.target.modes)
+        return {"noise_dim": 2, "dim": 2, "classes": modes, "guidance_dim": 0}
+
     def batches(self, network: nn.Module) -> BatchSource:
         """What trains a network; see `target_batches`."""
         return target_batches(
@@ -140,9 +149,8 @@ class PlanarTask(Task):
             data_size=self.data_batch,
         )
 
-    def reach(self, cost: Any = "half_squared") -> float:
-        """The reach with which mass crosses the gaps of the target; see `reach_for_gaps`."""
-        return reach_for_gaps(self.target.sample(2000, self._generator(4)), cost=cost)
+    def _problems(self) -> list[Tensor]:
+        return [self.target.sample(2000, self._generator(4))]
 
     def sample(self, network: nn.Module) -> Tensor:
         """Samples of a network, ``(evaluate_samples, 2)``, from the same noise at every call."""

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from keodrift import plots
 from keodrift.checks import check_choice, check_positive
+from keodrift.costs import as_cost
 from keodrift.errors import OptionError
-from keodrift.training import NEGATIVES
+from keodrift.metrics import subsample
+from keodrift.reach import reach_for_gaps
+from keodrift.reductions import mean_cost
+from keodrift.training import NEGATIVES, BatchSource
+
+
+def check_count(name: str, count: int) -> None:
+    """Checks how many points are to judge a network."""
+    check_positive(name, count, integer=True)
+    if count == 1:
+        raise OptionError(name, 1, "two or more: one point has no spread")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class Task(ABC):
     """What is trained, and the judge of what was learned.
 
     Attributes:
@@ -46,9 +60,50 @@ class Task:
         check_choice("negatives", self.negatives, NEGATIVES)
         if self.data_batch is not None:
             check_positive("data_batch", self.data_batch, integer=True)
-        check_positive("evaluate_samples", self.evaluate_samples, integer=True)
-        if self.evaluate_samples == 1:
-            raise OptionError("evaluate_samples", 1, "two or more: one point has no spread")
+        check_count("evaluate_samples", self.evaluate_samples)
+
+    @abstractmethod
+    def network_defaults(self) -> dict[str, int]:
+        """What a network of the data needs to be told, for the keys of its config: ``auto``."""
+
+    @abstractmethod
+    def batches(self, network: nn.Module) -> BatchSource:
+        """What trains a network."""
+
+    @abstractmethod
+    def evaluate(self, network: nn.Module) -> dict[str, float]:
+        """Numbers for the log."""
+
+    @abstractmethod
+    def judge(
+        self, network: nn.Module, history: Sequence[dict[str, float]], folder: Path
+    ) -> dict[str, Any]:
+        """Judges a trained network, and draws and keeps its samples in a folder."""
+
+    @abstractmethod
+    def _problems(self) -> list[Tensor]:
+        """Data of every problem that is solved by itself, ``(n, d)`` each."""
+
+    def reach(self, cost: Any = "half_squared", *, relative: bool = False) -> float:
+        """The reach with which mass crosses the gaps of the data; see `reach_for_gaps`.
+
+        Args:
+            cost: Ground cost; ½‖x−y‖² by default.
+            relative: Give it in mean costs of the data, for a drift that is relative as well.
+
+        Returns:
+            The largest of any class, where there are classes.
+        """
+        found = []
+        for cloud in (subsample(points, 2000) for points in self._problems()):
+            unit = float(mean_cost(cloud, cloud, as_cost(cost))) if relative else 1.0
+            found.append(reach_for_gaps(cloud, cost=cost) / unit)
+        return max(found)
+
+    def _check_data(self, data: Any, kind: type) -> None:
+        if not isinstance(data, kind):
+            got = f"{type(data).__name__} for a {type(self).__name__}"
+            raise OptionError("data", got, f"a {kind.__name__}, or another task")
 
     def _generator(self, stream: int) -> torch.Generator:
         # Of its own, so that how often one looks changes nothing in the training.
