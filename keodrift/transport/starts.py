@@ -65,7 +65,7 @@ def coarse(problem: EntropicProblem, solver: Sinkhorn) -> Coupling:
     rougher = replace(solver, tol=COARSE_TOL * solver.tol, max_half_steps=patience)
     found = rougher.solve(coarser, coarse)
     g = found.potential_at(problem.y)
-    f = coarser.row_step(found.g, at=problem.x)
+    f = g if problem.symmetric else coarser.row_step(found.g, at=problem.x)
     return Coupling(problem, g, solver.tol, f, coarse=found.levels)
 
 
