@@ -126,8 +126,8 @@ def test_studies_of_training_write_figure_and_table(name, words, cells, tmp_path
 
 SCRIPTS = [
     *(EXAMPLES / f"{name}.py" for name in (
-        "demo", "wrong_masses", "large_batch", "whole_batch", "equilibrium", "which_training", "latent_training",
-        "ffhq_latents",
+        "demo", "wrong_masses", "large_batch", "whole_batch", "equilibrium", "which_training",
+        "latent_training", "ffhq_latents",
     )),
     *(EXAMPLES.parent / "benchmarks" / f"{name}.py" for name in (
         "costs", "field_error", "fuzz", "memory", "passes", "scaling", "solver", "step",
