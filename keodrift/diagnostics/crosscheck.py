@@ -181,11 +181,11 @@ def _theirs(
     loss: Callable[..., Any], problem: EntropicProblem, p: int, factor: float, scaling: float
 ) -> tuple[Tensor, Tensor]:
     """The divergence in the unit of the cost, and its gradient in x ``(N, d)``, in float64."""
-    tau = float(problem.tau) / factor
+    tau, d = float(problem.tau) / factor, problem.x.shape[-1]
     rho = None if problem.reach is None else float(problem.reach) / factor
     lift = problem.cost.lift or (lambda points: points)
     # GeomLoss leaves gradients enabled; copies, because inference mode's tensors have no graph.
-    with session("GeomLoss"), torch.inference_mode(False), torch.enable_grad():
+    with session(f"GeomLoss {p} {d}"), torch.inference_mode(False), torch.enable_grad():
         x, y, a, b = (
             z.to(torch.float64, copy=True) for z in (problem.x, problem.y, problem.a, problem.b)
         )
