@@ -68,6 +68,7 @@ LADDER: dict[str, tuple[float, ...]] = {
     "GeomLoss online, scaling": (0.5, 0.9, 0.99),
     "GeomLoss tensorized, scaling": (0.5, 0.9, 0.99),
     "dense torch, sweeps": (20, 100, 1000),
+    "stock KeOps, sweeps": (20, 100, 1000),
     "POT log, iterations": (20, 100, 1000),
     "POT lazy, iterations": (20, 100, 1000),
     "OTT-JAX, iterations": (20, 100, 1000),
@@ -100,7 +101,7 @@ def drift(peer: str, value: float, x, y, tau: float):
     if peer == "reference":
         backend = "cells" if x.shape[1] <= 3 and n >= 10_000 else "auto"
         return kd.SinkhornDrift(
-            tau, cost="squared", tol=1e-6, max_half_steps=20_000, backend=backend
+            tau, cost="squared", tol=value or 1e-6, max_half_steps=20_000, backend=backend
         )(x.double(), y.double())
     if peer == "dense reference":
         return kd.SinkhornDrift(
@@ -123,6 +124,8 @@ def drift(peer: str, value: float, x, y, tau: float):
         return -n * torch.autograd.grad(loss(z, y), z)[0]
     if peer == "dense torch, sweeps":
         return barycentre(x, y, tau, int(value)) - barycentre(x, x, tau, int(value))
+    if peer == "stock KeOps, sweeps":
+        return keops_barycentre(x, y, tau, int(value)) - keops_barycentre(x, x, tau, int(value))
     if peer == "POT lazy, iterations":
         import ot
 
@@ -183,6 +186,21 @@ def barycentre(x, y, tau: float, sweeps: int):
         f = -torch.logsumexp(logits + g, 1, keepdim=True)
         g = -torch.logsumexp(logits + f, 0, keepdim=True)
     return torch.softmax(logits + g, 1) @ y
+
+
+def keops_barycentre(x, y, tau: float, sweeps: int):
+    """The same without storing it, as KeOps' documentation writes reductions."""
+    import torch
+    from pykeops.torch import LazyTensor
+
+    backend = "GPU" if x.is_cuda else "CPU"
+    x_i, y_j = LazyTensor(x[:, None] / tau**0.5), LazyTensor(y[None] / tau**0.5)
+    logits = -((x_i - y_j) ** 2).sum(-1)
+    f, g = torch.zeros_like(x[:, None, :1]), torch.zeros_like(y[None, :, :1])
+    for _ in range(sweeps):
+        f = -(logits + LazyTensor(g)).logsumexp(1, backend=backend).reshape(f.shape)
+        g = -(logits + LazyTensor(f)).logsumexp(0, backend=backend).reshape(g.shape)
+    return (logits + LazyTensor(g)).sumsoftmaxweight(LazyTensor(y[None]), 1, backend=backend)
 
 
 def cell(spec: dict) -> dict:

@@ -1,9 +1,10 @@
-"""Puts the tables of the last runs into benchmarks/README.md, between their markers.
+"""Puts the tables and figures of the last runs into benchmarks/README.md and beside it.
 
     python benchmarks/publish.py
 
 A table stands between ``<!-- SCRIPT NAME -->`` and ``<!-- end -->`` and comes from
-``outputs/SCRIPT/NAME.json`` through the script's own ``table``. Without that file it stays.
+``outputs/SCRIPT/NAME.json`` through the script's own ``table``; an image of the page is the one of
+the same name under outputs. What was not run stays.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 PAGE = Path(__file__).with_name("README.md")
@@ -29,4 +31,9 @@ def fresh(block: re.Match[str]) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(BLOCK.sub(fresh, PAGE.read_text()))
+    page = BLOCK.sub(fresh, PAGE.read_text())
+    PAGE.write_text(page)
+    for name in re.findall(r"\]\((\w+\.png)\)", page):
+        for found in list(Path("outputs").glob(f"*/{name}"))[:1]:
+            shutil.copyfile(found, PAGE.with_name(name))
+            print(f"{name}: from {found}")

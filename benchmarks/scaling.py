@@ -1,131 +1,186 @@
-"""How the time and the memory of one converged field grow with the number of points.
+"""How time, memory and error of one converged field grow with the number of points, beside peers.
 
     python benchmarks/scaling.py
-    python benchmarks/scaling.py problems=[checkerboard] taus=[0.01] sizes=[25000,100000]
-    python benchmarks/scaling.py backends=[auto,keops] sizes=[10000,30000,100000]
+    python benchmarks/scaling.py dimensions=[2] tau=0.01 peers=[keodrift] name=small-tau
+    python benchmarks/scaling.py sizes=[1000,3000] limit=20 output=/tmp/scaling
 
-Each cell solves one Sinkhorn field (data and model coupling) to ``tol`` in a process of its own and
-evaluates it at all particles, under exp(−‖x−y‖²/τ) in float32. GeomLoss' multiscale gradient at
-scaling 0.9 stands beside it; what either is worth, `field_error.py` says. Results are written after
-every cell.
+Every cell computes V once at all particles, in float32 and a process of its own, under
+exp(−‖x−y‖²/τ): half-trained eight Gaussians in the plane, a mixture of eight in higher d. Its
+error is relative L2 over 256 of the particles, beside our float64 field at tol = 1e-5; where that
+takes longer than ``reference_limit``, errors are left out. A cell that passes ``limit`` seconds is
+stopped and reported as such; one that would take longer even at linear growth is not run, nor is
+one whose stored matrices do not fit. Cells are kept in output/cells: run again, the script does
+what is missing or was stopped at a smaller limit.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
 from common import begin, in_own_process, machine, markdown, peak_mb, synchronise
 
-GEOMLOSS = "GeomLoss multiscale 0.9"
+PROBLEMS = {2: ("half-trained", 0.1), 6: ("mixture", 0.1), 64: ("mixture", 1.0)}
+REFERENCE = ("reference", 1e-5)
+# A label, and what `field_error.drift` calls it at which setting.
+PEERS = {
+    "keodrift": ("keodrift, tol", 1e-3),
+    "dense torch, 20 sweeps": ("dense torch, sweeps", 20),
+    "stock KeOps, 20 sweeps": ("stock KeOps, sweeps", 20),
+    "GeomLoss online, 0.9": ("GeomLoss online, scaling", 0.9),
+    "GeomLoss multiscale, 0.9": ("GeomLoss multiscale, scaling", 0.9),
+}
 SETTINGS = {
-    "problems": ["half-trained", "checkerboard"],
-    "sizes": [25_000, 100_000, 400_000, 1_000_000],
-    "taus": [0.1, 0.01],
-    "tol": 1e-3,
-    "backends": ["auto", GEOMLOSS],
-    "limit": 400.0,  # seconds a cell may take
+    "dimensions": list(PROBLEMS),
+    "sizes": [1000, 3162, 10_000, 31_623, 100_000, 316_228, 1_000_000],
+    "tau": None,  # by default that of the dimension's problem
+    "peers": [],  # words in the names of peers; all if there are none
+    "limit": 300.0,  # seconds a cell may take
+    "reference_limit": 900.0,
+    "memory": 8.0,  # GB that stored matrices may take
     "device": "cpu",
-    "name": "scaling",  # of the result
+    "name": "growth",  # of the result
     "output": "outputs/scaling",
 }
+COMPARED = 256  # particles
+START = 120.0  # seconds beside its limit in which a process may start and compile
 
 
 def cell(spec: dict) -> dict:
-    """Solves one field in this process and says what it took."""
+    """Computes one field in this process and says what it took."""
     from field_error import clouds, drift
 
     import keodrift as kd
 
-    def solve(x, y) -> dict:
-        if spec["backend"] == GEOMLOSS:
-            drift("GeomLoss multiscale, scaling", 0.9, x, y, spec["tau"])
-            return {}
-        recipe = kd.SinkhornDrift(
-            spec["tau"], cost="squared", tol=spec["tol"], backend=spec["backend"]
-        )
-        field = recipe.fit(x, y)
-        field()
-        synchronise(spec["device"])
-        engines = {c.problem.kernel.engine.name for c in field.couplings}
-        steps = [c.half_steps for c in field.couplings]
-        error = float(field.marginal_error)
-        return {"engine": "+".join(sorted(engines)), "half_steps": steps, "marginal_error": error}
+    peer, value = spec["call"]
 
-    solve(*(z.to(spec["device"]) for z in clouds(spec["problem"], 3000, 2)))  # compiles
-    x, y = (z.to(spec["device"]) for z in clouds(spec["problem"], spec["size"], 2))
+    def sample(size: int):
+        return (z.to(spec["device"]) for z in clouds(spec["problem"], size, spec["d"]))
+
+    ours = "keodrift" in peer or peer == REFERENCE[0]
+    fast = value if ours else 0.5 if "scaling" in peer else 2
+    drift(peer, fast, *sample(3000 if ours else 200), spec["tau"])  # compiles
+    x, y = sample(spec["size"])
+    synchronise(spec["device"])
     begun = time.perf_counter()
-    out = solve(x, y)
-    out["seconds"] = time.perf_counter() - begun
-    out["peak_mb"] = peak_mb()
-    return out
+    v = drift(peer, value, x, y, spec["tau"])
+    synchronise(spec["device"])
+    out = {"seconds": time.perf_counter() - begun, "peak_mb": peak_mb()}
+    if "keodrift" in peer:
+        shape = len(x), len(y), spec["d"]
+        out["engine"] = kd.choose_backend(*shape, device=x.device.type, cost="squared").engine
+    return out | {"v": v[:: max(1, len(v) // COMPARED)][:COMPARED].double().tolist()}
+
+
+def done(spec: dict, before: dict | None, limit: float, memory: float, folder: Path) -> dict:
+    """A cell from disk, or run now, or why it was not."""
+    from keodrift.files import read_json, write_json
+
+    name = "-".join(str(spec[key]) for key in ("problem", "d", "tau", "peer", "size", "device"))
+    path = folder / f"{name.replace(' ', '_').replace(',', '')}.json"
+    if path.exists():
+        out = read_json(path)
+        if "seconds" in out or out["limit"] >= limit:
+            return out
+    grown = 1.0 if before is None else spec["size"] / before["size"]
+    stored = 16e-9 * spec["size"] ** 2  # two matrices, and what a step makes of them
+    if before is not None and grown * before.get("seconds", math.inf) > limit:
+        least = "seconds" in before
+        words = f"at least {grown * before['seconds']:.0f} s" if least else before["error"]
+        found = {"error": words if words.endswith("not run") else f"{words}, not run"}
+    elif "dense" in spec["peer"] and stored > memory:
+        found = {"error": f"{stored:.2g} GB, not run"}
+    else:
+        found = in_own_process(__file__, spec, limit + START)
+        if found.get("error", "").startswith("over"):
+            found = {"error": f"over {limit:.0f} s"}
+    write_json(path, spec | found | {"limit": limit})
+    return spec | found | {"limit": limit}
 
 
 def main(options) -> None:
+    import torch
+
     from keodrift.files import write_json
-    from keodrift.plots import new_figure, save_figure
 
-    results: list[dict] = []
-    shared = {"tol": options.tol, "device": options.device}
-    lines = [(p, t, b) for p in options.problems for t in options.taus for b in options.backends]
-    report = {"machine": machine(options.device), "tol": options.tol, "rows": results}
-    for problem, tau, backend in lines:
-        found: dict = {}
-        for size in options.sizes:
-            spec = {"problem": problem, "tau": tau, "backend": backend, "size": size} | shared
-            if found.get("error", "").startswith("over"):
-                found = {"error": "over the limit before, not run"}
-                results.append(spec | found)
+    output, rows = Path(options.output), []
+    chosen = [p for p in PEERS if not options.peers or any(word in p for word in options.peers)]
+    for d in options.dimensions:
+        problem, tau = PROBLEMS[d]
+        truth: dict[int, dict] = {}
+        for peer, call in {"reference": REFERENCE, **{p: PEERS[p] for p in chosen}}.items():
+            if d > 3 and "multiscale" in peer:
                 continue
-            found = in_own_process(__file__, spec, options.limit)
-            results.append(spec | found)
-            print(results[-1], flush=True)
-            write_json(Path(options.output) / f"{options.name}.json", report)
+            out = None
+            for size in options.sizes:
+                spec = {"problem": problem, "d": d, "tau": options.tau or tau, "size": size}
+                spec |= {"peer": peer, "call": call, "device": options.device}
+                limit = options.reference_limit if peer == "reference" else options.limit
+                out = done(spec, out, limit, options.memory, output / "cells")
+                row = dict(out)
+                v = row.pop("v", None)
+                if peer == "reference":
+                    truth[size] = out
+                elif v is not None and "v" in truth[size]:
+                    v, exact = (torch.tensor(z, dtype=torch.float64) for z in (v, truth[size]["v"]))
+                    row["field_error"] = float((v - exact).norm() / exact.norm())
+                rows.append(row)
+                print(" | ".join(shown(row)), flush=True)
+                report = {"machine": machine(options.device), "rows": rows}
+                write_json(output / f"{options.name}.json", report)
     print("\n" + table(report))
-    figure, axes = new_figure(6, 4)
-    panel = axes[0][0]
-    for line in lines:
-        mine = [r for r in results if line_of(r) == line and "seconds" in r]
-        problem, tau, backend = line
-        panel.plot(
-            [r["size"] for r in mine],
-            [r["seconds"] for r in mine],
-            "o--" if backend == GEOMLOSS else "o-",
-            label=f"{problem}, τ = {tau:g}, {'keodrift' if backend == 'auto' else backend}",
-        )
-    panel.set_xscale("log")
-    panel.set_yscale("log")
-    panel.set_xlabel("points N = M")
-    panel.set_ylabel("time of one converged field [s]")
-    panel.legend(fontsize="x-small")
-    save_figure(figure, Path(options.output) / f"{options.name}.png")
+    plot(rows, output / f"{options.name}.png")
 
 
-def line_of(row: dict) -> tuple[str, float, str]:
-    return row["problem"], row["tau"], row["backend"]
+def shown(row: dict) -> list[str]:
+    engine = f" ({row['engine']})" if "engine" in row else ""
+    name = f"{row['problem']}, d = {row['d']}, τ = {row['tau']:g}, {row['peer']}{engine}"
+    if "error" in row:
+        return [name, f"{row['size']:,}", row["error"], "", ""]
+    error = f"{row['field_error']:.2%}" if "field_error" in row else ""
+    return [name, f"{row['size']:,}", f"{row['seconds']:.2f}", f"{row['peak_mb']:.0f}", error]
 
 
 def table(report: dict) -> str:
-    """Time, growth, memory and half-steps, size by size."""
-    rows, before = [], {}
-    for r in report["rows"]:
-        name = r["backend"] if r["backend"] == GEOMLOSS else f"keodrift ({r.get('engine', '')})"
-        row = [f"{r['problem']}, τ = {r['tau']:g}, {name}", f"{r['size']:,}"]
-        if "error" in r:
-            rows.append([*row, r["error"], "", "", "", ""])
-            continue
-        growth, last = "", before.get(line_of(r))
-        if last is not None:
-            ratios = r["seconds"] / last["seconds"], r["size"] / last["size"]
-            growth = f"{ratios[0]:.1f}× for {ratios[1]:.3g}× points"
-        before[line_of(r)] = r
-        steps = " + ".join(map(str, r.get("half_steps", [])))
-        error = f"{r['marginal_error']:.1e}" if "marginal_error" in r else ""
-        rows.append([*row, f"{r['seconds']:.2f}", growth, f"{r['peak_mb']:.0f}", steps, error])
-    header = ["d = 2", "N = M", "seconds", "growth", "peak MB", "half-steps", "marginal error"]
-    note = f"Solved to tol = {report['tol']:g}. Measured on {report['machine']}."
-    return markdown(header, rows) + "\n\n" + note
+    """Time, memory and error, size by size."""
+    header = ["problem, peer", "N = M", "seconds", "peak MB", "field error"]
+    rows = [shown(row) for row in report["rows"] if row["peer"] != "reference"]
+    return markdown(header, rows) + f"\n\nMeasured on {report['machine']}."
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """Time, memory and error over N, a column a dimension."""
+    from keodrift.plots import new_figure, save_figure
+
+    dimensions = list(dict.fromkeys(row["d"] for row in rows))
+    figure, axes = new_figure(4 * len(dimensions), 9, 3, len(dimensions))
+    kinds = {
+        "seconds": "time of one field [s]",
+        "peak_mb": "peak memory [MB]",
+        "field_error": "relative L2 error of the field",
+    }
+    for column, d in enumerate(dimensions):
+        mine = [row for row in rows if row["d"] == d and row["peer"] != "reference"]
+        for panel, (key, words) in zip(axes[:, column], kinds.items(), strict=True):
+            for peer in dict.fromkeys(row["peer"] for row in mine):
+                line = [row for row in mine if row["peer"] == peer and key in row]
+                color = f"C{list(PEERS).index(peer)}"
+                panel.plot(
+                    [r["size"] for r in line], [r[key] for r in line], "o-", color=color, label=peer
+                )
+            if not any(len(line.get_xdata()) for line in panel.lines):
+                panel.set_axis_off()
+                continue
+            panel.set(xscale="log", yscale="log", ylabel=words)
+            panel.grid(alpha=0.3, lw=0.4)
+        axes[0, column].set_title(
+            f"{mine[0]['problem']}, d = {d}, τ = {mine[0]['tau']:g}", fontsize="medium"
+        )
+        axes[-1, column].set_xlabel("points N = M")
+    axes[0, 0].legend(fontsize="x-small")
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":
-    begin(main, SETTINGS, cell=cell)
+    begin(main, SETTINGS, {"dimensions": list(PROBLEMS)}, cell)

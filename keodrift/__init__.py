@@ -3,7 +3,9 @@
 from keodrift.bandwidths import silverman_bandwidth
 from keodrift.costs import Cost
 from keodrift.diagnostics import (
+    Crosscheck,
     Diagnosis,
+    crosscheck,
     curl,
     diagnose,
     dissipation,
@@ -45,6 +47,7 @@ __all__ = [
     "ConvergenceWarning",
     "Cost",
     "CriticDrift",
+    "Crosscheck",
     "Diagnosis",
     "Drift",
     "Field",
@@ -61,6 +64,7 @@ __all__ = [
     "TwoSidedDrift",
     "WitnessDrift",
     "choose_backend",
+    "crosscheck",
     "curl",
     "diagnose",
     "dissipation",

@@ -100,6 +100,13 @@ def test_large_batch_writes_figure_and_tables(tmp_path):
     assert page.count("| 1 | converged |") == 2  # one row a batch
 
 
+def test_whole_batch_tells_its_pace_and_peak(tmp_path):
+    done = run("whole_batch.py", "batch=200", "steps=2", f"output={tmp_path}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "whole_batch.md").read_text()
+    assert "| 200 | 2 |" in page and page in done.stdout
+
+
 @pytest.mark.parametrize(
     ("name", "words", "cells"),
     [
@@ -119,11 +126,11 @@ def test_studies_of_training_write_figure_and_table(name, words, cells, tmp_path
 
 SCRIPTS = [
     *(EXAMPLES / f"{name}.py" for name in (
-        "demo", "wrong_masses", "large_batch", "equilibrium", "which_training", "latent_training",
-        "ffhq_latents",
+        "demo", "wrong_masses", "large_batch", "whole_batch", "equilibrium", "which_training",
+        "latent_training", "ffhq_latents",
     )),
     *(EXAMPLES.parent / "benchmarks" / f"{name}.py" for name in (
-        "field_error", "fuzz", "memory", "passes", "scaling", "solver", "step",
+        "costs", "field_error", "fuzz", "memory", "passes", "scaling", "solver", "step",
     )),
 ]  # fmt: skip
 
@@ -159,6 +166,8 @@ def test_a_mistake_on_the_command_line_ends_in_one_sentence(
         ("examples/ffhq_latents.py", "data=[magic]"),
         ("benchmarks/field_error.py", "problems=[magic]"),
         ("benchmarks/solver.py", "problems=[magic]"),
+        ("benchmarks/passes.py", "costs=[magic]"),
+        ("benchmarks/costs.py", "costs=[magic]"),
         ("benchmarks/memory.py", "backends=[magic]"),
     ],
 )
