@@ -154,9 +154,8 @@ class Judge:
         }
         target = self.target
         if target.modes is not None:
-            row["stray"] = mode_coverage(many, target.modes, target.mode_radius).stray
-            share = torch.bincount(target.nearest_mode(many), minlength=len(target.modes))
-            row["wrong"] = float((share / len(many) - 1 / len(target.modes)).abs().sum() / 2)
+            found = mode_coverage(many, target.modes, target.mode_radius)
+            row |= {"stray": found.stray, "wrong": found.wrong_mass}
         return row
 
 

@@ -119,11 +119,8 @@ def judge(points: torch.Tensor, modes: int, real: torch.Tensor) -> Row:
     d = points.shape[1]
     radius = min(4 * STD * d**0.5, 0.75)
     found = mode_coverage(points, centres(modes, d), radius)
-    nearest = torch.cdist(points, centres(modes, d)).argmin(1)
-    share = torch.bincount(nearest, minlength=modes) / len(points)
-    wrong_mass = float((share - 1 / modes).abs().sum() / 2)
     return {
-        "wrong": wrong_mass,
+        "wrong": found.wrong_mass,
         "stray": found.stray,
         "w2_squared": wasserstein_squared(points, real, cap=4000),
     }

@@ -71,19 +71,20 @@ def test_cap_subsamples_without_repetition_and_deterministically():
 
 def test_coverage_counts_nearest_modes_within_the_radius():
     modes = torch.tensor([[-2.0, 0.0], [2.0, 0.0], [0.0, 9.0]])
-    x = torch.tensor([[-2.1, 0.0], [-1.9, 0.1], [2.0, 0.2], [0.0, 0.0]])
+    x = torch.tensor([[-2.1, 0.0], [-1.9, 0.1], [2.0, 0.2], [0.1, 0.0]])
     got = mode_coverage(x, modes, 0.5)
     assert got.masses.tolist() == [0.5, 0.25, 0.0]
     assert got.stray == pytest.approx(0.25)
     assert got.covered == 2
-    assert got.wrong_mass == pytest.approx((1 / 3 + 0 + 1 / 3) / 2)
+    assert got.nearest.tolist() == [0.5, 0.5, 0.0]
+    assert got.wrong_mass == pytest.approx((1 / 6 + 1 / 6 + 1 / 3) / 2)
 
 
-def test_wrong_mass_is_of_what_lies_near_a_mode():
+def test_wrong_mass_counts_every_point_for_its_nearest_mode():
     modes = torch.tensor([[-1.0], [1.0]])
-    even, one, none = ([[-1.0], [1.0], [9.0]], [[1.0], [1.0], [9.0]], [[9.0]])
-    found = [mode_coverage(torch.tensor(x), modes, 0.5).wrong_mass for x in (even, one, none)]
-    assert found == [0.0, 0.5, 1.0]
+    even, one, far = ([[-1.0], [1.0]], [[1.0], [1.0]], [[-9.0], [9.0], [9.0], [9.0]])
+    found = [mode_coverage(torch.tensor(x), modes, 0.5).wrong_mass for x in (even, one, far)]
+    assert found == [0.0, 0.5, 0.25]
 
 
 def test_class_w2_keeps_classes_apart():

@@ -19,24 +19,24 @@ class ModeCoverage:
     Attributes:
         masses: Share of the cloud at each mode, ``(K,)``; each sample counts for its nearest
             centre, and only within the radius.
+        nearest: Share of the cloud whose nearest centre is each, whatever the distance, ``(K,)``.
         stray: Share of the cloud near no mode.
         covered: Number of modes that hold at least half of an even share.
     """
 
     masses: Tensor
+    nearest: Tensor
     stray: float
     covered: int
 
     @property
     def wrong_mass(self) -> float:
-        """Mass that would have to change its mode for even shares, of what lies near a mode.
+        """Mass that would have to change its mode for even shares, by the nearest of each point.
 
-        ½ Σ |share − 1/K|: 0 for even shares, 1 − 1/K for all in one mode; 1 where nothing lies
-        near any.
+        ½ Σ |share − 1/K|: 0 for even shares, 1 − 1/K for all in one mode.
         """
-        masses = self.masses.double()
-        total = masses.sum()
-        return float((masses / total - 1 / len(masses)).abs().sum() / 2) if total > 0 else 1.0
+        shares = self.nearest.double()
+        return float((shares - 1 / len(shares)).abs().sum() / 2)
 
 
 def mode_coverage(x: Tensor, modes: Tensor, radius: float) -> ModeCoverage:
@@ -68,6 +68,7 @@ def mode_coverage(x: Tensor, modes: Tensor, radius: float) -> ModeCoverage:
     masses = counts.to(torch.float32) / len(x)
     return ModeCoverage(
         masses=masses,
+        nearest=torch.bincount(mode, minlength=len(modes)) / len(x),
         stray=float(1 - masses.sum().clamp(max=1)),
         covered=int((masses >= 0.5 / len(modes)).sum()),
     )

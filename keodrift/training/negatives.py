@@ -36,7 +36,7 @@ def refuse_masks(drifts: Sequence[Callable[..., Tensor]]) -> None:
     if any(isinstance(drift, SoftmaxDrift) and drift.mask_self for drift in drifts):
         needs = (
             "'fresh', 'crossed' or independent batches: a mask presumes independent points, and "
-            "with evenly spread ones the model expands (to 1.55 of the variance of MNIST latents)"
+            "with evenly spread ones the model expands beyond the data's variance"
         )
         raise OptionError("negatives", "a mask (mask_self=True) on balanced batches", needs)
 
