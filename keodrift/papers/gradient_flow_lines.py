@@ -30,8 +30,8 @@ from keodrift.plots import new_figure, save_figure
 from keodrift.studies import Row, grouped
 from keodrift.tasks import PlanarTask
 
-TAUS = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 1.0, 10.0)
-FEW_TAUS = (1e-3, 1e-2, 1e-1, 1.0)
+TAUS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+FEW_TAUS = TAUS[2:6]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ LINES = {
     "sliced": Line(_slices, (1, 10, 100), "slices"),
     "recommended": Line(
         lambda tau, task: SinkhornDrift(tau, tol=1e-2, reach=task.reach()),
-        FEW_TAUS[1:], paper=False, remedies=True,
+        FEW_TAUS, paper=False, remedies=True,
     ),
     "KALE": Line(lambda tau, _: KALEDrift(tau, lam=0.1, tol=1e-2), FEW_TAUS, paper=False),
     "chi-square": Line(

@@ -228,6 +228,13 @@ def _claims(scores: dict[str, dict[float, float]]) -> Claims:
         "Sinkhorn is as good as its best at the smallest τ": seen(
             lambda of: min(of) in good(of), "Sinkhorn 100"
         ),
+        "Sinkhorn is so down to a smaller τ than KL, the proxy and DA2": seen(
+            lambda of, *others: min(good(of)) < min(min(good(other)) for other in others),
+            "Sinkhorn 100",
+            "KL",
+            "proxy",
+            "DA2",
+        ),
         "Sinkhorn is not at the largest τ": seen(
             lambda of: max(of) not in good(of), "Sinkhorn 100"
         ),
