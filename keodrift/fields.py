@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
 
 import torch
@@ -57,6 +57,29 @@ class Field(ABC):
     def reason(self) -> str:
         """Why the solver ended, in words."""
         return "; ".join(dict.fromkeys(c.reason for c in self.couplings)) or "nothing was solved"
+
+    def report(self) -> dict[str, float]:
+        """What its solve says of itself, for a log; of several problems the largest number.
+
+        ``half_steps``, and ``marginal_error`` where it is known: a fixed number of half-steps
+        measures none. Nothing where nothing was solved.
+        """
+        errors = [float(c.error.max()) for c in self.couplings if c.error is not None]
+        row: dict[str, float] = {"half_steps": self.half_steps} if self.couplings else {}
+        return row | ({"marginal_error": max(errors)} if errors else {})
+
+
+def worst(reports: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The largest of each number in several reports.
+
+    Example:
+        >>> worst([{"half_steps": 3.0}, {"half_steps": 5.0, "marginal_error": 0.01}])
+        {'half_steps': 5.0, 'marginal_error': 0.01}
+    """
+    row: dict[str, float] = {}
+    for name, value in (pair for report in reports for pair in report.items()):
+        row[name] = max(value, row.get(name, value))
+    return row
 
 
 @dataclass(frozen=True, eq=False)

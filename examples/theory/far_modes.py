@@ -15,7 +15,6 @@ interpretation of drifting models, section 3.3, which suspects the third line).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -33,24 +32,10 @@ PREDICTED = {  # −V/D over κ; for Sinkhorn −V/D itself
 }
 
 
-@dataclass(frozen=True)
-class WrittenProxy(kd.TwoSidedDrift):
-    """Geometric means of rows and columns, either cloud by itself, with the masses s⁺s⁻."""
-
-    def _fit(self, clouds, start):
-        def masses(field, data, model, at_particles):
-            sides = (data, field.data.bias, clouds.b), (model, field.model.bias, clouds.c)
-            logs = [k.log_mass(bias) - k.log_mass(w.log()) / 2 for k, bias, w in sides]
-            return (sum(logs).exp(),) * 2
-
-        return replace(super()._fit(clouds, start), masses=masses)
-
-
 def drifts(tau: float) -> dict[str, kd.Drift]:
-    proxy = getattr(kd, "SinkhornProxyDrift", WrittenProxy)
     return {
         "one-sided": kd.OneSidedDrift(tau, mask_self=False),
-        "proxy": proxy(tau, mask_self=False),
+        "proxy": kd.SinkhornProxyDrift(tau, mask_self=False),
         "Algorithm 2": kd.TwoSidedDrift(tau, form="joint", mask_self=False),
         "Sinkhorn": kd.SinkhornDrift(tau, tol=1e-12),
     }

@@ -1,6 +1,6 @@
 """Recipes: one frozen dataclass a method, ``fit(x, y) → Field``, ``drift(x, y) → V``."""
 
-from keodrift.drifts.base import Drift
+from keodrift.drifts.base import CarriedDrift, Drift
 from keodrift.drifts.by_class import ClassField
 from keodrift.drifts.critic import CriticDrift
 from keodrift.drifts.kl import KLDrift
@@ -13,6 +13,7 @@ from keodrift.drifts.softmax import OneSidedDrift, SoftmaxDrift, TwoSidedDrift
 from keodrift.drifts.witness import WitnessDrift
 
 __all__ = [
+    "CarriedDrift",
     "ChiSquareDrift",
     "ClassField",
     "CriticDrift",

@@ -135,3 +135,14 @@ class Drift(ABC):
     def _together(self, n: int, m: int, d: int, problems: int, device: str) -> bool:
         """Whether so many problems of n particles and m other points go as one batch."""
         return False
+
+
+class CarriedDrift(Drift):
+    """A drift whose fits go on from each other: a training starts each from the field before.
+
+    Its fields have a ``state_dict``, of tensors, numbers, strings and containers of them.
+    """
+
+    @abstractmethod
+    def restored(self, state: dict[str, Any], x: Tensor) -> Field:
+        """A field to start from, with that state, for particles like ``x (…, N, d)``."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from keodrift.checks import check_labels, check_queries
 from keodrift.drifts.clouds import Cloud, Clouds
 from keodrift.errors import OptionError, ShapeError
-from keodrift.fields import Field
+from keodrift.fields import Field, worst
 
 Fit = Callable[[Clouds, Field | None], Field]
 # Whether problems of so many particles, other points and problems are better solved as one batch.
@@ -112,6 +112,10 @@ class ClassField(Field):
     def reason(self) -> str:
         """Why the solvers ended, in words."""
         return "; ".join(dict.fromkeys(part.field.reason for part in self.parts))
+
+    def report(self) -> dict[str, float]:
+        """The largest of each number that its parts report."""
+        return worst(part.field.report() for part in self.parts)
 
 
 def fit_by_class(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from keodrift.checks import check_choice, check_positive
-from keodrift.drifts.base import Drift
+from keodrift.drifts.base import CarriedDrift
 from keodrift.drifts.clouds import Clouds
 from keodrift.drifts.witness import WitnessField
 from keodrift.errors import DivergedError, OptionError
@@ -72,16 +72,25 @@ class CriticField(WitnessField):
     optimizers: tuple[dict[str, Any], ...]
     bound: Tensor
 
+    def report(self) -> dict[str, float]:
+        """The largest dual objective, ``critic_bound``."""
+        return {"critic_bound": float(self.bound.max())}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `CriticDrift.restored` makes a field to start from."""
+        weights = [network.state_dict() for network in self.networks]
+        return {"networks": weights, "optimizers": list(self.optimizers), "bound": self.bound}
+
 
 @dataclass(frozen=True)
-class CriticDrift(Drift):
+class CriticDrift(CarriedDrift):
     """The flow of an f-divergence by its Fenchel dual, with a neural critic: V = −∇ of its witness.
 
     The recipe holds no state: network and optimiser live in the field, and ``start=`` carries them
     to the next fit, which trains copies. Without a start the critic is a new one, decided by
     ``seed``, and has seen ``steps`` steps: far from enough, where ``steps`` is small.
-    `keodrift.simulate` passes each field on to the next step; a training has to do so in a loop
-    of its own, since an `Objective` carries no starts.
+    `keodrift.simulate` passes each field on to the next step, and so does an `Objective`, whose
+    checkpoints hold it.
 
     Attributes:
         divergence: Of the model q and the data p. ``"kl"``: KL(q‖p), witness log q/p.
@@ -155,13 +164,28 @@ class CriticDrift(Drift):
                 bounds.append(self._train(network, optimizer, *problem))
                 networks.append(network.requires_grad_(False))
                 states.append(optimizer.state_dict())
+        bound = torch.stack(bounds).reshape(batch)
+        return self._of(clouds.x, clouds.dtype, networks, states, bound)
+
+    def restored(self, state: dict[str, Any], x: Tensor) -> CriticField:
+        """A field to start from, with the state of another, for particles like ``x (…, N, d)``."""
+        networks, like = [], x.to(torch.promote_types(x.dtype, torch.float32))
+        for weights in state["networks"]:
+            networks.append(self._new(x.shape[-1]).to(like).requires_grad_(False))
+            networks[-1].load_state_dict(weights)
+        return self._of(x.detach(), x.dtype, networks, state["optimizers"], state["bound"])
+
+    def _of(
+        self,
+        x: Tensor,
+        dtype: torch.dtype,
+        networks: Sequence[nn.Module],
+        states: Sequence[dict[str, Any]],
+        bound: Tensor,
+    ) -> CriticField:
+        witness, optimizers = _Witness(tuple(networks), self.divergence), tuple(states)
         return CriticField(
-            clouds.x,
-            _Witness(tuple(networks), self.divergence),
-            clouds.dtype,
-            networks=tuple(networks),
-            optimizers=tuple(states),
-            bound=torch.stack(bounds).reshape(batch),
+            x, witness, dtype, networks=witness.networks, optimizers=optimizers, bound=bound
         )
 
     def _new(self, d: int) -> nn.Module:

@@ -53,6 +53,11 @@ class KernelWitnessField(SoftmaxField):
     weight: float
     solution: Solution
 
+    def report(self) -> dict[str, float]:
+        """Passes, and the largest bound on the witness' error."""
+        error = float(self.solution.error.max())
+        return {"passes": self.solution.passes, "witness_error": error}
+
     def witness(self, z: Tensor) -> Tensor:
         """The witness at ``z (…, K, d)``, differentiable in it; ``(…, K)``.
 

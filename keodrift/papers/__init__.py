@@ -1,8 +1,8 @@
 """The papers' figures, one command each: ``keodrift reproduce fig2``.
 
 `networks2d` holds the grids of trained 2D networks (Figs. 2, 6, 7, 8), `flows` those of particle
-flows (Figs. 1, 5), `mnist` the tables of class-conditional digits. Run again, each goes on where it
-stopped.
+flows (Figs. 1, 5), `gradient_flows` six flows on five targets, `mnist` the tables of
+class-conditional digits. Run again, each goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from pathlib import Path
 
 from keodrift.checks import check_choice, check_positive
 from keodrift.errors import OptionError
-from keodrift.papers import flows, mnist, networks2d
+from keodrift.papers import flows, gradient_flows, mnist, networks2d
 from keodrift.studies import Report, run_study
 
-FIGURES: dict[str, flows.FlowGrid | networks2d.NetworkGrid | mnist.MnistGrid] = {
+Grid = flows.FlowGrid | networks2d.NetworkGrid | gradient_flows.GradientFlowGrid | mnist.MnistGrid
+FIGURES: dict[str, Grid] = {
     **flows.FIGURES,
     **networks2d.FIGURES,
+    "flows": gradient_flows.GradientFlowGrid(),
     "mnist": mnist.MnistGrid(),
 }
 
@@ -70,7 +72,7 @@ def reproduce(
             grid = replace(grid, experiment=experiment)
         setting = grid.experiment
     elif experiment is not None:
-        raise OptionError("experiment", repr(experiment), f"none: {name} trains no network")
+        raise OptionError("experiment", repr(experiment), f"none: {name} has one setting")
     if isinstance(grid, mnist.MnistGrid):
         grid = replace(grid, data=data)
     elif data is not None:

@@ -112,7 +112,9 @@ class Trainer:
         self.progress = progress
         self.folder = None if folder is None else Path(folder)
         average = average_of(network, ema)
-        self.state = TrainingState(network, average, optimizer, scheduler, batches, generator)
+        self.state = TrainingState(
+            network, average, optimizer, scheduler, batches, objective, generator
+        )
 
     @property
     def average(self) -> nn.Module:

@@ -11,8 +11,10 @@ from torch import Tensor
 from keodrift.checks import check_choice, check_cloud
 from keodrift.drifts import Drift
 from keodrift.errors import DivergedError, NonFiniteError, OptionError
+from keodrift.fields import worst
 from keodrift.loss import drift_loss
 from keodrift.training.batches import Batch
+from keodrift.training.memory import Memory
 from keodrift.training.negatives import NEGATIVES, crossed, masked, refuse_masks
 
 
@@ -30,6 +32,9 @@ class Objective:
             inputs for (`Batch.model_inputs`); no pull on average once the model is the data.
             ``"crossed"``: each half of the samples repels the other, as unbiased, without another
             pass through the network, and noisier.
+
+    It remembers from call to call (`Memory`) the critics of drifts that go on from each other, and
+    the random states that drifts draw from; a `Trainer` keeps both in its checkpoints.
 
     Raises:
         OptionError: No drift was given, or an option is none of its values.
@@ -49,7 +54,8 @@ class Objective:
     normalize: bool = False
     scale_features: bool = False
     negatives: str = "self"
-    _solves: list[tuple[int, list[Tensor]]] = field(
+    _memory: Memory = field(init=False, repr=False, compare=False)
+    _reports: list[dict[str, float]] = field(
         default_factory=list, init=False, repr=False, compare=False
     )
 
@@ -64,6 +70,7 @@ class Objective:
         if self.negatives == "masked":
             drifts = tuple(masked(drift) for drift in drifts)
         object.__setattr__(self, "drifts", drifts)
+        object.__setattr__(self, "_memory", Memory(drifts))
         for name, value in (
             ("normalize", self.normalize),
             ("scale_features", self.scale_features),
@@ -81,13 +88,13 @@ class Objective:
         check_samples(x)
         drawn = bool(batch.model_inputs) or "model" in batch.options
         self.check(fresh=drawn, balanced=batch.balanced)
-        self._solves.clear()
+        self._reports.clear()
         drifts: Any = self.drifts
         options = batch.options
         return drift_loss(
             x,
             batch.data,
-            [self._watched(drift) for drift in drifts],
+            [self._watched(*drift) for drift in enumerate(drifts)],
             normalize=self.normalize,
             scale_features=self.scale_features,
             **(crossed(x, batch.data, options) if self.negatives == "crossed" else options),
@@ -112,28 +119,25 @@ class Objective:
             refuse_masks(drifts)
 
     def report(self) -> dict[str, float]:
-        """What the solves of the last call say of themselves; nothing where nothing was solved.
+        """What the fields of the last call report, the largest of each number."""
+        return worst(self._reports)
 
-        Returns:
-            ``half_steps``, the most of any problem, and ``marginal_error``, the largest of those
-            that are known: a fixed number of half-steps measures none.
-        """
-        row: dict[str, float] = {}
-        if self._solves:
-            row["half_steps"] = max(half_steps for half_steps, _ in self._solves)
-        errors = [float(error.max()) for _, known in self._solves for error in known]
-        return row | ({"marginal_error": max(errors)} if errors else {})
+    def state_dict(self) -> dict[str, Any]:
+        """What is remembered from call to call; nothing for most drifts."""
+        return self._memory.state_dict()
 
-    def _watched(self, drift: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """The drift, which leaves its diagnostics here; not its field, which may be large."""
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        """Remembers that again."""
+        self._memory.load_state_dict(state_dict)
+
+    def _watched(self, k: int, drift: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The drift, which leaves its report here; its field, which may be large, is not kept."""
         if not isinstance(drift, Drift):
             return drift
 
         def call(x: Tensor, y: Tensor, **inputs: Any) -> Tensor:
-            fitted = drift.fit(x, y, **inputs)
-            if fitted.couplings:
-                known = [one.error for one in fitted.couplings if one.error is not None]
-                self._solves.append((fitted.half_steps, known))
+            fitted = self._memory.fit(k, drift, x, y, **inputs)
+            self._reports.append(fitted.report())
             return fitted()
 
         return call

@@ -6,6 +6,7 @@ import io
 import os
 import warnings
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -68,6 +69,7 @@ class TrainingState:
         optimizer: The optimiser over its parameters.
         scheduler: Of the learning rate, or None.
         batches: The batch source; kept where it is `Stateful`.
+        objective: The loss; the same.
         generator: The run's only source of randomness.
         step: Steps done.
         seconds: Time spent on them.
@@ -79,13 +81,16 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler | None
     batches: BatchSource
+    objective: Callable[..., Tensor]
     generator: torch.Generator
     step: int = 0
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
 
-    def _parts(self) -> dict[str, Stateful]:
-        return {name: part for name, part in vars(self).items() if isinstance(part, Stateful)}
+    def _parts(self) -> dict[str, dict[str, Any]]:
+        """The states of all that remembers something."""
+        parts = {name: part for name, part in vars(self).items() if isinstance(part, Stateful)}
+        return {name: state for name, part in parts.items() if (state := part.state_dict())}
 
     def save(self, path: Path) -> None:
         """Writes a checkpoint atomically; one that is there stays, as ``…_before``.
@@ -96,7 +101,7 @@ class TrainingState:
         """
         self.check_finite()
         saved = {
-            "parts": {name: part.state_dict() for name, part in self._parts().items()},
+            "parts": self._parts(),
             "generator": self.generator.get_state(),
             "step": self.step,
             "seconds": self.seconds,
@@ -168,7 +173,7 @@ class TrainingState:
 
         Raises:
             ArgumentError: The checkpoint belongs to another network, optimiser, scheduler,
-                generator or batch source.
+                generator, batch source or objective.
             RunError: The checkpoint is damaged, or no checkpoint.
         """
         with reading(path):
@@ -177,7 +182,7 @@ class TrainingState:
         if parts.keys() != saved["parts"].keys():
             got, needs = ", ".join(parts), ", ".join(saved["parts"])
             raise ArgumentError("resume", f"a state of {got}", f"that of {path}: {needs}")
-        restore = {name: part.load_state_dict for name, part in parts.items()}
+        restore = {name: vars(self)[name].load_state_dict for name in parts}
         states = saved["parts"] | {"generator": saved["generator"]}
         for name, load in (restore | {"generator": self.generator.set_state}).items():
             try:
