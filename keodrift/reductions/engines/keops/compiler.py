@@ -15,6 +15,7 @@ import hashlib
 import importlib
 import io
 import os
+import pickle
 import platform
 import shutil
 import sys
@@ -29,7 +30,7 @@ from typing import Any
 import torch
 
 from keodrift.costs import Cost
-from keodrift.errors import BackendWarning, users_stacklevel
+from keodrift.errors import BackendWarning, EngineError, users_stacklevel
 
 # gcc on x86-64 is where these were tried; elsewhere KeOps' own flags give the same numbers, slower.
 FAST_FLAGS = (
@@ -37,6 +38,9 @@ FAST_FLAGS = (
     if platform.system() == "Linux" and platform.machine() == "x86_64"
     else ""
 )
+
+# What errors of a GPU that runs say, in lower case; NVRTC's are those of its compiler.
+DEVICE_FAILURES = ("cuda error", "cublas", "device-side", "illegal memory")
 
 # Formulas that KeOps could not compile, and why: each costs itself alone.
 failed: dict[object, str] = {}
@@ -47,6 +51,7 @@ _at_exit = contextlib.ExitStack()
 _broken: dict[str, str] = {}  # why nothing compiles, by type of device
 _warned: set[Cost] = set()
 _fast_flags_work = bool(FAST_FLAGS)
+_loaded = False
 
 
 def _fresh_lock() -> None:
@@ -86,8 +91,12 @@ def report_failure(
         cost: The cost in it.
         device: Type of the device.
         fast: It was compiled with the fast flags, which are then given up.
+
+    Raises:
+        EngineError: The formula did compile, and the device failed.
     """
     global _fast_flags_work
+    _refuse_device_failures(error, device)
     if fast:
         _fast_flags_work = False
         return
@@ -112,14 +121,21 @@ def _compiles(device: str) -> bool:
             ones = torch.ones(2, 1, device=device)
             backend = "GPU" if device == "cuda" else "CPU"
             genred("X*Y", ["X=Vi(1)", "Y=Vj(1)"], axis=1)(ones, ones, backend=backend)
-    except (Exception, SystemExit):
+    except (Exception, SystemExit) as error:
+        _refuse_device_failures(error, device)
         return False
     return True
 
 
+def _refuse_device_failures(error: BaseException, device: str) -> None:
+    if device != "cpu" and any(sign in str(error).lower() for sign in DEVICE_FAILURES):
+        raise EngineError("keops", device, str(error)) from error
+
+
 def load() -> ModuleType:
     """Imports ``pykeops.torch`` without its start-up messages."""
-    if "pykeops.torch" in sys.modules:
+    global _loaded
+    if _loaded:
         return sys.modules["pykeops.torch"]
     silent = contextlib.redirect_stdout(io.StringIO())
     with (
@@ -128,10 +144,27 @@ def load() -> ModuleType:
         _floating_point_state(),
         silent,
     ):
+        if "pykeops.torch" not in sys.modules:
+            _set_torn_indices_aside()
         module = importlib.import_module("pykeops.torch")
-    # Handlers run last in, first out: this one holds the lock while KeOps writes its index.
+    # Handlers run last in, first out: this one holds the lock while KeOps writes its index. It is
+    # wanted as much where somebody else imported KeOps first.
     atexit.register(lambda: _at_exit.enter_context(_index_lock()))
+    _loaded = True
     return module
+
+
+def _set_torn_indices_aside() -> None:
+    """Renames indices that a killed process left half written; KeOps could not be imported."""
+    folder = os.environ.get("KEOPS_CACHE_FOLDER")
+    roots = [Path(folder)] if folder else Path.home().glob(".cache/keops*")
+    for index in [path for root in roots for path in root.glob("*/*_cache.pkl")]:
+        try:
+            pickle.loads(index.read_bytes())
+        except Exception as error:  # a torn pickle may raise anything
+            aside = index.replace(index.with_suffix(".torn"))
+            message = f"KeOps' index of formulas was torn ({error}), and set aside as {aside}."
+            warnings.warn(message, BackendWarning, stacklevel=users_stacklevel())
 
 
 @contextlib.contextmanager

@@ -290,7 +290,9 @@ class KeopsKernel(PairKernel):
         """
         frame = self.frame
         parts = (verb, frame.x.shape[-1], frame.y.dtype, frame.mask_self, self._device)
-        name, device = f"{parts} {written or frame.cost.name}", frame.y.device.type
+        # What compiles to one file has one name, by which processes wait for each other.
+        cost = written or ("quadratic" if frame.quadratic else frame.cost.name)
+        name, device = f"{parts} {cost}", frame.y.device.type
         # Costs of one name may differ; what is written out says all there is.
         identity = None if written is not None or frame.quadratic else frame.cost
         # The flags are for CPU compilers; a GPU vectorises by itself.
