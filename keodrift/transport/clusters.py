@@ -51,10 +51,9 @@ def cluster(points: Tensor, weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
         Centres ``(k', d)`` and their masses ``(k',)`` with k' ≤ k.
     """
     generator = torch.Generator().manual_seed(0)
-    alive = int((weights > 0).sum())
-    drawn = torch.multinomial(
-        weights.cpu(), min(k, alive), replacement=False, generator=generator
-    ).to(points.device)
+    shares = weights.cpu()
+    k = min(k, int((shares > 0).sum()))
+    drawn = torch.multinomial(shares, k, generator=generator).to(points.device)
     # Far from the origin distances by matrix products lose their digits.
     origin = points.double().mean(0)
     local = points.double() - origin
@@ -66,7 +65,7 @@ def cluster(points: Tensor, weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
         mass.index_add_(0, owner, weights)
         total = local.new_zeros(centres.shape)
         total.index_add_(0, owner, local * weights[:, None])
-        kept = mass > 0
+        kept = mass.nonzero()[:, 0]
         mass = mass[kept]
         means = total[kept] / mass[:, None]
         centres = means.to(points.dtype)

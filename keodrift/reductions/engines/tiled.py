@@ -95,7 +95,8 @@ class TiledKernel(PairKernel):
         frame = self.frame
         if not frame.quadratic:
             return False
-        reach = max(float(frame.x.square().sum(-1).max()), float(frame.y.square().sum(-1).max()))
+        squares = [z.detach().square().sum(-1).max() for z in (frame.x, frame.y)]
+        reach = float(torch.maximum(*squares))
         return torch.finfo(frame.x.dtype).eps * reach <= LOGIT_ERROR
 
     @cached_property
