@@ -67,18 +67,25 @@ class Elsewhere(Tensor):
         # An index may come from the CPU, which is a copy to the device.
         apart = given[:1] if operation in INDEXED else given
         strangers = [t for t in apart if not isinstance(t, Elsewhere) and t.dim() > 0]
+        # Zeros that autograd made for itself are of the device that there really is.
+        inside = torch._C._current_graph_task_id() != -1
+        strangers = [t for t in strangers if not (inside and not t.any())]
         if strangers and not copies:
             raise RuntimeError(f"{func}: all tensors should be on one device")
         masks = operation in INDEXED and any(t.dtype == torch.bool for t in given[1:])
         if operation in READS or masks or (copies and not isinstance(args[0], Elsewhere)):
             _read()
         raw_args, raw_kwargs = tree_map(_raw, (args, kwargs or {}))
-        found = tree_map(lambda t: Elsewhere(t) if isinstance(t, Tensor) else t, func(*raw_args, **raw_kwargs))
+        found = tree_map(_wrapped, func(*raw_args, **raw_kwargs))
         return return_and_correct_aliasing(func, args, kwargs or {}, found)
 
 
 def _raw(value):
     return value.raw if isinstance(value, Elsewhere) else value
+
+
+def _wrapped(value):
+    return Elsewhere(value) if isinstance(value, Tensor) else value
 
 
 class _Move(torch.autograd.Function):
@@ -151,13 +158,12 @@ class Pretend(TorchFunctionMode):
         target = kwargs.pop("device", None)
         if args and isinstance(args[0], Tensor):
             target, kwargs["dtype"], args = args[0].device, args[0].dtype, args[1:]
-        elif args and isinstance(args[0], str | torch.device):
+        elif args and not isinstance(args[0], torch.dtype):
             target, args = args[0], args[1:]
-        elif args and args[0] is None:
-            args = args[1:]
         if target is not None:
             x = self._moved(x, torch.device(target).type)
-        return x.to(*args, **kwargs) if args or kwargs else x
+        dtype = kwargs.pop("dtype", None) or next(iter(args), None) or x.dtype
+        return x.to(dtype, *args[1:], **kwargs)
 
     @staticmethod
     def _moved(x: Tensor, target: str) -> Tensor:
