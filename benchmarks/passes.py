@@ -19,7 +19,7 @@ from common import begin, machine, markdown, seconds
 from keodrift.files import write_json
 from keodrift.plots import new_figure, save_figure
 from keodrift.reductions import gibbs_kernel
-from keodrift.reductions.engines.tiled import TILE_PAIRS
+from keodrift.reductions.sizes import sizes
 
 SETTINGS = {
     "dimensions": [2, 3, 6, 16, 64],
@@ -65,7 +65,7 @@ def roofline(x: torch.Tensor, y: torch.Tensor) -> dict:
     """The tiled engine's products and exponentials alone, on its own block size."""
     n, _d = x.shape
     cols = min(len(y), 2048)
-    rows = min(n, TILE_PAIRS // cols)
+    rows = min(n, sizes(x.device.type).tile // cols)
     values = torch.cat([torch.ones_like(y[:, :1]), y], 1)
 
     def blocks(average: bool) -> None:

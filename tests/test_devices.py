@@ -14,6 +14,7 @@ from keodrift import metrics
 from keodrift.data import get_target
 from keodrift.networks import MLP, ConditionalMLP, draw_noise, sample
 from keodrift.reductions import ENGINES, Cells, Tiled, gibbs_kernel
+from keodrift.reductions.sizes import SIZES
 from keodrift.sampling import Pool, Systematic
 from keodrift.tasks import target_batches
 from keodrift.training import Objective, Trainer
@@ -212,7 +213,8 @@ def test_engines_answer_on_another_device_as_on_the_cpu(engine, verb, device):
     torch.testing.assert_close(found.raw.double(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_many_clusters_are_found_on_the_device(device):
+def test_clusters_are_found_region_by_region_on_the_device(device, monkeypatch):
+    monkeypatch.setitem(SIZES, "cuda", SIZES["cpu"])
     points = torch.randn(3000, 2, generator=torch.Generator().manual_seed(0))
     weights = torch.full((3000,), 1 / 3000, dtype=torch.float64)
     found = cluster(points.to(DEVICE), weights.to(DEVICE), 1500)

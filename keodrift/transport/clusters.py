@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from keodrift.reductions import nearest
+from keodrift.reductions.sizes import sizes
 
 LLOYD = 1  # refinements of the clusters' centres
-ALL_DISTANCES = 1 << 22  # up to so many, the nearest sample is searched among all
 
 
 def clustered(points: Tensor, weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -77,7 +77,7 @@ def _owners(points: Tensor, samples: Tensor) -> Tensor:
 
     Where N·k is large, about √k samples cut space into regions, and N·√k distances do.
     """
-    if len(points) * len(samples) <= ALL_DISTANCES:
+    if len(points) * len(samples) <= sizes(points.device.type).searched:
         return _nearest(points, samples)
     anchors = samples[: math.isqrt(len(samples))]
     region = _nearest(samples, anchors)

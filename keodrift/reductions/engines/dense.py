@@ -33,6 +33,7 @@ class Dense(Engine):
     """Stores all pairs."""
 
     name = "dense"
+    stores = True
 
     def kernel(self, frame: Frame, batch: tuple[int, ...]) -> DenseKernel:
         """The kernel, whose block is formed when it is first asked for."""

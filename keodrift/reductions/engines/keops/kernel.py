@@ -18,6 +18,7 @@ from keodrift.reductions.engines.pairs import PairKernel
 from keodrift.reductions.engines.tiled import Tiled, TiledKernel
 from keodrift.reductions.frame import Frame
 from keodrift.reductions.kernel import Engine, GibbsKernel, split
+from keodrift.reductions.memory import is_short
 
 # Stands for −inf inside formulas: exp of it is 0, and differences of it stay finite.
 NEVER = -1e30
@@ -304,9 +305,9 @@ class KeopsKernel(PairKernel):
             try:
                 with compiler.session(name, identity, fast=quick):
                     return call()
-            except torch.OutOfMemoryError:
-                raise
             except (Exception, SystemExit) as error:  # a user's cost may raise anything
+                if is_short(error):
+                    raise
                 compiler.report_failure(error, (name, identity), frame.cost, device, fast=quick)
         return None
 
