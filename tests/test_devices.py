@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
 import torch
 from pretend import DEVICE, Elsewhere, Generator, Pretend
+from torch import Tensor
 
 import keodrift as kd
 from keodrift import metrics
 from keodrift.data import get_target
 from keodrift.networks import MLP, ConditionalMLP, draw_noise, sample
 from keodrift.reductions import ENGINES, Cells, Tiled, gibbs_kernel
+from keodrift.reductions.engines.keops.device import on_keops_stream
 from keodrift.reductions.sizes import SIZES
 from keodrift.sampling import Pool, Systematic
 from keodrift.tasks import target_batches
@@ -41,7 +45,7 @@ def seeded(kind: type[torch.Generator], seed: int = 0) -> torch.Generator:
     return generator
 
 
-def clouds() -> dict[str, torch.Tensor]:
+def clouds() -> dict[str, Tensor]:
     random = torch.Generator().manual_seed(0)
     x, y, u = (torch.randn(n, 2, generator=random) for n in (12, 18, 4))
     a, b, w = (torch.rand(len(z), generator=random) + 0.1 for z in (x, y, u))
@@ -49,7 +53,7 @@ def clouds() -> dict[str, torch.Tensor]:
     return {"x": x, "y": y + 1, "u": u, "a": a, "b": b, "w": w, **labels}
 
 
-def given(g) -> dict[str, torch.Tensor]:
+def given(g) -> dict[str, Tensor]:
     return {"x_weights": g.a, "y_weights": g.b, "negatives": g.u, "negative_weights": g.w}
 
 
@@ -61,7 +65,7 @@ def huber(x, y):
     return (1 + ((x - y) ** 2).sum(-1)).sqrt() - 1
 
 
-def generator_of(x: torch.Tensor) -> torch.Generator:
+def generator_of(x: Tensor) -> torch.Generator:
     return seeded(Generator if isinstance(x, Elsewhere) else torch.Generator)
 
 
@@ -179,7 +183,7 @@ CALLS |= {f"{k} drift": lambda g, d=d: d(g.x, g.y, **given(g)) for k, d in DRIFT
 
 
 def same(found, expected, name: str, place: torch.device | None = DEVICE) -> None:
-    if isinstance(expected, torch.Tensor):
+    if isinstance(expected, Tensor):
         assert place is None or found.device == place, f"{name} came out on {found.device}"
         assert found.dtype == expected.dtype and found.shape == expected.shape
         raw = found.raw if isinstance(found, Elsewhere) else found
@@ -240,3 +244,35 @@ def test_the_host_reads_twice_a_half_step_of_a_solve(backend, device):
     counts = [(more - few) / 20 for few, more in (fixed, solved)]
     print(f"{backend}: the host reads {counts[0]} times a half-step, {counts[1]} where it solves")
     assert counts == [1, 2]
+
+
+def test_keops_works_on_its_own_stream_and_streams_wait_for_each_other(monkeypatch):
+    done = []
+
+    @dataclass(frozen=True)
+    class Stream:
+        name: str
+
+        def wait_stream(self, other):
+            done.append(f"{self.name} waits for {other.name}")
+
+    @contextlib.contextmanager
+    def entered(what):
+        done.append(f"in {getattr(what, 'name', what)}")
+        yield
+        done.append("out")
+
+    side, default = Stream("side"), Stream("default")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: side)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda _: default)
+    monkeypatch.setattr(torch.cuda, "stream", entered)
+    monkeypatch.setattr(torch.cuda, "device", entered)
+    monkeypatch.setattr(Tensor, "record_stream", lambda _, s: done.append(f"kept for {s.name}"))
+    found = on_keops_stream(lambda: done.append("call") or torch.ones(1), DEVICE)
+    assert torch.equal(found, torch.ones(1))
+    expected = ["in cuda:0", "default waits for side", "in default", "call", "out"]
+    assert done == [*expected, "side waits for default", "kept for side", "out"]
+    done.clear()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: default)
+    on_keops_stream(lambda: done.append("call"), DEVICE)
+    assert done == ["in cuda:0", "call", "out"]

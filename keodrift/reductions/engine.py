@@ -95,7 +95,7 @@ def choose_backend(
         return Choice("tiled", f"d = {d} > {limit}, where matrix products win on {device}")
     if compiler.failure(device) is not None:
         return Choice("tiled", f"KeOps cannot compile here ({compiler.failure(device)})")
-    if device == "cpu" and compiler.missing():
+    if compiler.missing():
         return Choice("tiled", "no C++ compiler was found for KeOps")
     return Choice("keops", f"{pairs} pairs in d = {d} are streamed by compiled reductions")
 

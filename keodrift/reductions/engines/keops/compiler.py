@@ -15,11 +15,9 @@ import hashlib
 import importlib
 import io
 import os
-import pickle
 import platform
 import shutil
 import sys
-import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
@@ -30,7 +28,9 @@ from typing import Any
 import torch
 
 from keodrift.costs import Cost
-from keodrift.errors import BackendWarning, EngineError, users_stacklevel
+from keodrift.errors import BackendWarning, users_stacklevel
+from keodrift.reductions.engines.keops.device import refuse_device_failures
+from keodrift.reductions.engines.keops.index import index_lock, set_torn_aside
 
 # gcc on x86-64 is where these were tried; elsewhere KeOps' own flags give the same numbers, slower.
 FAST_FLAGS = (
@@ -38,9 +38,6 @@ FAST_FLAGS = (
     if platform.system() == "Linux" and platform.machine() == "x86_64"
     else ""
 )
-
-# What errors of a GPU that runs say, in lower case; NVRTC's are those of its compiler.
-DEVICE_FAILURES = ("cuda error", "cublas", "device-side", "illegal memory")
 
 # Formulas that KeOps could not compile, and why: each costs itself alone.
 failed: dict[object, str] = {}
@@ -96,7 +93,7 @@ def report_failure(
         EngineError: The formula did compile, and the device failed.
     """
     global _fast_flags_work
-    _refuse_device_failures(error, device)
+    refuse_device_failures(error, device)
     if fast:
         _fast_flags_work = False
         return
@@ -122,14 +119,9 @@ def _compiles(device: str) -> bool:
             backend = "GPU" if device == "cuda" else "CPU"
             genred("X*Y", ["X=Vi(1)", "Y=Vj(1)"], axis=1)(ones, ones, backend=backend)
     except (Exception, SystemExit) as error:
-        _refuse_device_failures(error, device)
+        refuse_device_failures(error, device)
         return False
     return True
-
-
-def _refuse_device_failures(error: BaseException, device: str) -> None:
-    if device != "cpu" and any(sign in str(error).lower() for sign in DEVICE_FAILURES):
-        raise EngineError("keops", device, str(error)) from error
 
 
 def load() -> ModuleType:
@@ -139,47 +131,19 @@ def load() -> ModuleType:
         return sys.modules["pykeops.torch"]
     silent = contextlib.redirect_stdout(io.StringIO())
     with (
-        _index_lock(),
+        index_lock(),
         _environment(PYKEOPS_VERBOSE="0"),
         _floating_point_state(),
         silent,
     ):
         if "pykeops.torch" not in sys.modules:
-            _set_torn_indices_aside()
+            set_torn_aside()
         module = importlib.import_module("pykeops.torch")
     # Handlers run last in, first out: this one holds the lock while KeOps writes its index. It is
     # wanted as much where somebody else imported KeOps first.
-    atexit.register(lambda: _at_exit.enter_context(_index_lock()))
+    atexit.register(lambda: _at_exit.enter_context(index_lock()))
     _loaded = True
     return module
-
-
-def _set_torn_indices_aside() -> None:
-    """Renames indices that a killed process left half written; KeOps could not be imported."""
-    folder = os.environ.get("KEOPS_CACHE_FOLDER")
-    roots = [Path(folder)] if folder else Path.home().glob(".cache/keops*")
-    for index in [path for root in roots for path in root.glob("*/*_cache.pkl")]:
-        try:
-            pickle.loads(index.read_bytes())
-        except Exception as error:  # a torn pickle may raise anything
-            aside = index.replace(index.with_suffix(".torn"))
-            message = f"KeOps' index of formulas was torn ({error}), and set aside as {aside}."
-            warnings.warn(message, BackendWarning, stacklevel=users_stacklevel())
-
-
-@contextlib.contextmanager
-def _index_lock() -> Iterator[None]:
-    """Keeps the index of compiled formulas, read on import and written at exit, in one piece."""
-    from filelock import FileLock, Timeout
-
-    user = os.getuid() if hasattr(os, "getuid") else "all"
-    lock = FileLock(Path(tempfile.gettempdir()) / f"keodrift-keops-{user}.lock")
-    with contextlib.suppress(Timeout, OSError):
-        lock.acquire(timeout=30)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from keodrift.costs import squared
 from keodrift.reductions.engines.keops import compiler
+from keodrift.reductions.engines.keops.device import on_keops_stream
 from keodrift.reductions.engines.keops.symbols import traced, traced_distance
 from keodrift.reductions.engines.pairs import PairKernel
 from keodrift.reductions.engines.tiled import Tiled, TiledKernel
@@ -304,7 +305,7 @@ class KeopsKernel(PairKernel):
                 return None
             try:
                 with compiler.session(name, identity, fast=quick):
-                    return call()
+                    return on_keops_stream(call, frame.y.device)
             except (Exception, SystemExit) as error:  # a user's cost may raise anything
                 if is_short(error):
                     raise
