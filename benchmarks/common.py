@@ -60,8 +60,12 @@ def seconds(call: Callable[[], object], device: str = "cpu", repeats: int = 5) -
     return sorted(once() for _ in range(repeats))[repeats // 2]
 
 
-def peak_mb() -> float:
-    """Peak resident memory of this process."""
+def peak_mb(device: str = "cpu") -> float:
+    """Peak resident memory of this process, or what torch has allocated at most on a GPU."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 1e6
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kibibytes on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 

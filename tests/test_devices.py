@@ -14,12 +14,12 @@ from torch import Tensor
 
 import keodrift as kd
 from keodrift import metrics
-from keodrift.data import get_target
+from keodrift.data import Latents, get_target
 from keodrift.networks import MLP, ConditionalMLP, draw_noise, sample
 from keodrift.reductions import ENGINES, Cells, Tiled, gibbs_kernel
 from keodrift.reductions.engines.keops.device import on_keops_stream
 from keodrift.reductions.sizes import SIZES
-from keodrift.sampling import Pool, Systematic
+from keodrift.sampling import Pool, Systematic, balanced_normal, neighbour_order
 from keodrift.tasks import target_batches
 from keodrift.training import Objective, Trainer
 from keodrift.transport import EntropicProblem, Sinkhorn, zero
@@ -169,6 +169,9 @@ CALLS: dict[str, Callable] = {
     "subsample": lambda g: metrics.subsample(g.y, 5, generator_of(g.y)),
     "two-sample test": lambda g: metrics.nearest_neighbour_test(g.x, g.y),
     "variance": lambda g: metrics.variance_ratio(g.x, g.y),
+    "balanced noise": lambda g: balanced_normal(8, 2, generator_of(g.x)),
+    "order": lambda g: neighbour_order(g.y),
+    "latents": lambda g: Latents.from_arrays(g.y, g.m).draw(3, generator_of(g.y)),
     "even data": lambda g: Systematic(g.m).draw(4, generator_of(g.y)),
     "pool": lambda g: Pool(lambda n, r: torch.rand(n, 2, generator=r), 8).draw(
         4, generator_of(g.y)
