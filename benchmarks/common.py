@@ -34,13 +34,13 @@ def machine(device: str = "cpu") -> str:
         names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         cpu = names[0].split(":", 1)[1].strip() if names else cpu
     parts = [f"{cpu}, {os.cpu_count()} logical cores"]
+    packages = ["torch", "pykeops", "geomloss", "POT", "ott-jax"]
     if device.startswith("cuda"):
         import torch
 
         parts.append(torch.cuda.get_device_name())
-    versions = " ".join(
-        f"{p} {version(p)}" for p in ("torch", "pykeops", "geomloss", "POT", "ott-jax")
-    )
+        packages.append("flash-sinkhorn")
+    versions = " ".join(f"{p} {version(p)}" for p in packages)
     day = time.strftime("%Y-%m-%d")
     return ", ".join(
         [*parts, platform.system(), f"Python {platform.python_version()}", versions, day]
