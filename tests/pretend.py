@@ -171,8 +171,11 @@ class Pretend(TorchFunctionMode):
 
 
 def _read() -> None:
-    if Pretend.active is not None:
-        stack = traceback.extract_stack()
-        ours = [f for f in stack if PACKAGE in Path(f.filename).parents]
-        where = f"{Path(ours[-1].filename).relative_to(PACKAGE)}:{ours[-1].lineno}" if ours else ""
-        Pretend.active.reads[where] += 1
+    if Pretend.active is None:
+        return
+    for frame, line in traceback.walk_stack(None):
+        if PACKAGE in Path(frame.f_code.co_filename).parents:
+            where = Path(frame.f_code.co_filename).relative_to(PACKAGE)
+            Pretend.active.reads[f"{where}:{line}"] += 1
+            return
+    Pretend.active.reads["outside"] += 1
