@@ -13,7 +13,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --disable-pip-version-check --no-warn-script-location
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engines demo theory test lint format clean
+.PHONY: help setup engines demo theory test gpu lint format clean
 
 help: ## Print this list
 	@echo "keodrift: make TARGET [PYTHON=python3.11]"
@@ -30,6 +30,22 @@ theory: setup ## Run what the papers prove, one script a result: figures in outp
 test: lint engines ## Run every check: lint, types, tests, doctests, coverage
 	@echo "==> pytest: tests and doctests, with coverage"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal --cov --cov-report=term
+
+# A GPU's tables lie in folders of their own, outputs/SCRIPT/cuda.
+gpu: setup engines ## On a CUDA device: its tests, every benchmark, their tables
+	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu: no CUDA device is there")'
+	@$(PIP) --quiet --editable '.[bench]' && $(PIP) --quiet flash-sinkhorn || \
+		echo "==> Not all peers were installed: the tables say which are missing"
+	@status=0; \
+	run() { echo "==> benchmarks/$$1.py"; script=$$1; shift; $(BIN)/python benchmarks/$$script.py \
+		device=cuda output=outputs/$$script/cuda "$$@" || status=1; }; \
+	echo "==> pytest -m cuda"; $(BIN)/python -m pytest -m cuda -s -rs tests || status=1; \
+	run passes "dimensions=[2,3,6,16,64]" size=100000; \
+	run field_error "sizes=[10000,100000]" limit=60 name=planar; \
+	run field_error "problems=[mixture]" d=64 limit=60 name=mixture; \
+	run scaling; run solver; run step; \
+	run memory "sizes=[10000,100000,1000000]" "backends=[dense,keops,cells]" limit_mb=4000; \
+	$(BIN)/python benchmarks/publish.py; exit $$status
 
 lint: setup ## Check style, format and types only
 	@echo "==> ruff check"

@@ -34,13 +34,13 @@ def machine(device: str = "cpu") -> str:
         names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         cpu = names[0].split(":", 1)[1].strip() if names else cpu
     parts = [f"{cpu}, {os.cpu_count()} logical cores"]
+    packages = ["torch", "pykeops", "geomloss", "POT", "ott-jax"]
     if device.startswith("cuda"):
         import torch
 
         parts.append(torch.cuda.get_device_name())
-    versions = " ".join(
-        f"{p} {version(p)}" for p in ("torch", "pykeops", "geomloss", "POT", "ott-jax")
-    )
+        packages.append("flash-sinkhorn")
+    versions = " ".join(f"{p} {version(p)}" for p in packages)
     day = time.strftime("%Y-%m-%d")
     return ", ".join(
         [*parts, platform.system(), f"Python {platform.python_version()}", versions, day]
@@ -60,8 +60,12 @@ def seconds(call: Callable[[], object], device: str = "cpu", repeats: int = 5) -
     return sorted(once() for _ in range(repeats))[repeats // 2]
 
 
-def peak_mb() -> float:
-    """Peak resident memory of this process."""
+def peak_mb(device: str = "cpu") -> float:
+    """Peak resident memory of this process, or what torch has allocated at most on a GPU."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 1e6
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kibibytes on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 

@@ -72,14 +72,18 @@ LADDER: dict[str, tuple[float, ...]] = {
     "POT log, iterations": (20, 100, 1000),
     "POT lazy, iterations": (20, 100, 1000),
     "OTT-JAX, iterations": (20, 100, 1000),
+    "flash-sinkhorn, scaling": (0.5, 0.9, 0.99, 0.999),
+    "flash-sinkhorn, iterations": (20, 100, 1000),
 }
 STORED = ("GeomLoss tensorized", "dense torch", "POT log")  # hold N×M matrices
 
 
-def ladders(peers: list[str], size: int, d: int) -> dict[str, tuple[float, ...]]:
+def ladders(peers: list[str], size: int, d: int, device: str) -> dict[str, tuple[float, ...]]:
     def able(peer: str) -> bool:
         if size > 10_000 and peer.startswith(STORED):
             return False
+        if peer.startswith("flash") and not device.startswith("cuda"):
+            return False  # has kernels for GPUs alone
         return d <= 3 or "multiscale" not in peer
 
     chosen = (p for p in LADDER if not peers or any(word in p for word in peers))
@@ -120,6 +124,16 @@ def drift(peer: str, value: float, x, y, tau: float):
 
         backend = peer.split()[1].rstrip(",")
         loss = SamplesLoss("sinkhorn", p=2, blur=(tau / 2) ** 0.5, scaling=value, backend=backend)
+        z = x.clone().requires_grad_()
+        return -n * torch.autograd.grad(loss(z, y), z)[0]
+    if peer.startswith("flash-sinkhorn"):
+        from flash_sinkhorn import SamplesLoss
+
+        annealed = {"blur": (tau / 2) ** 0.5, "scaling": value}
+        fixed = {"use_epsilon_scaling": False, "eps": tau / 2, "n_iters": int(value)}
+        how = annealed if "scaling" in peer else fixed
+        # As exact as float32, of which the others compute.
+        loss = SamplesLoss("sinkhorn", debias=True, half_cost=True, allow_tf32=False, **how)
         z = x.clone().requires_grad_()
         return -n * torch.autograd.grad(loss(z, y), z)[0]
     if peer == "dense torch, sweeps":
@@ -223,7 +237,7 @@ def cell(spec: dict) -> dict:
     synchronise(device)
     taken = time.perf_counter() - begun
     np.save(spec["path"], v.detach().double().cpu().numpy())
-    return {"seconds": taken, "peak_mb": peak_mb(), **marginals(spec, x, y, taken)}
+    return {"seconds": taken, "peak_mb": peak_mb(device), **marginals(spec, x, y, taken)}
 
 
 def marginals(spec: dict, x, y, seconds: float) -> dict:
@@ -269,7 +283,7 @@ def marginals(spec: dict, x, y, seconds: float) -> dict:
 def run(spec: dict, limit: float) -> dict:
     import numpy as np
 
-    missing = {"POT": "ot", "OTT": "ott"}.get(spec["peer"][:3])
+    missing = {"POT": "ot", "OTT": "ott", "fla": "flash_sinkhorn"}.get(spec["peer"][:3])
     if missing and importlib.util.find_spec(missing) is None:
         return spec | {"error": "missing"}
     with tempfile.TemporaryDirectory() as folder:
@@ -328,7 +342,7 @@ def main(options) -> None:
                 truth = reference(base, 10 * options.limit, output / "references")
                 if "error" in truth:
                     sys.exit(f"the reference failed: {truth['error']}")
-                for peer, values in ladders(options.peers, size, options.d).items():
+                for peer, values in ladders(options.peers, size, options.d, options.device).items():
                     pace = 0.0  # seconds a unit of effort, of the last setting
                     for value in values:
                         spec = base | {"peer": peer, "value": value}

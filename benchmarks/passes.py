@@ -25,7 +25,7 @@ from keodrift.costs import COSTS, as_cost
 from keodrift.files import write_json
 from keodrift.plots import new_figure, save_figure
 from keodrift.reductions import gibbs_kernel, mean_cost
-from keodrift.reductions.engines.tiled import TILE_PAIRS
+from keodrift.reductions.sizes import sizes
 
 NAMES = ("squared", "euclidean", "pseudo_huber", "cosine", "l1", "mahalanobis")
 SETTINGS = {
@@ -92,7 +92,7 @@ def roofline(x: torch.Tensor, y: torch.Tensor) -> dict:
     """The tiled engine's products and exponentials alone, on its own block size."""
     n, _d = x.shape
     cols = min(len(y), 2048)
-    rows = min(n, TILE_PAIRS // cols)
+    rows = min(n, sizes(x.device.type).tile // cols)
     values = torch.cat([torch.ones_like(y[:, :1]), y], 1)
 
     def blocks(average: bool) -> None:

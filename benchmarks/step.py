@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-from common import begin, machine, markdown
+from common import begin, machine, markdown, synchronise
 
 import keodrift as kd
 from keodrift.data import sample_target
@@ -69,8 +69,7 @@ class Timed:
     def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         begun = time.perf_counter()
         v = self.function(x, y)
-        if x.is_cuda:
-            torch.cuda.synchronize()
+        synchronise(x.device.type)
         self.seconds.append(time.perf_counter() - begun)
         return v
 
@@ -125,6 +124,7 @@ def measure(target: str, tau: float, options) -> list[dict]:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        synchronise(device)
         others.append(time.perf_counter() - begun)
     base = peers[DENSE[0]].milliseconds(2)
     rows = []

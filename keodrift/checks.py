@@ -71,7 +71,6 @@ def check_cloud(name: str, points: Tensor, like: Tensor | None = None) -> Tensor
     points = points.detach().clone()
     if points.dtype in (torch.float16, torch.bfloat16):
         points = points.float()
-    check_finite(name, points)
     _check_range(name, points)
     return points
 
@@ -102,7 +101,8 @@ def check_finite(name: str, points: Tensor) -> None:
 
 def _check_range(name: str, points: Tensor) -> None:
     largest, limit = float(points.abs().max()), torch.finfo(points.dtype).max ** 0.5 / 1024
-    if largest > limit:
+    if not largest <= limit:  # as a NaN is not
+        check_finite(name, points)
         raise NonFiniteError(
             name,
             f"coordinates up to {largest:.1e}, whose squares overflow",
@@ -129,11 +129,11 @@ def check_weights(name: str, weights: Tensor | None, points: Tensor) -> Tensor:
             name, f"shape {tuple(weights.shape)}", f"one weight a point, {tuple(points.shape[:-1])}"
         )
     weights = weights.detach().double()
+    if bool(((weights >= 0) & (weights < torch.inf)).all()):
+        return weights
     if not bool(torch.isfinite(weights).all()):
         raise WeightsError(name, "NaN or infinite weights", "finite, non-negative weights")
-    if bool((weights < 0).any()):
-        raise WeightsError(name, f"a weight of {float(weights.min()):g}", "non-negative weights")
-    return weights
+    raise WeightsError(name, f"a weight of {float(weights.min()):g}", "non-negative weights")
 
 
 def normalised(name: str, weights: Tensor) -> Tensor:
@@ -143,11 +143,11 @@ def normalised(name: str, weights: Tensor) -> Tensor:
         WeightsError: All of a problem's weights are zero.
     """
     total = weights.sum(-1, keepdim=True)
+    if bool(((total > 0) & (total < torch.inf)).all()):
+        return weights / total
     if not bool((total > 0).all()):
         raise WeightsError(name, "weights that are all zero", "a positive sum in every problem")
-    if not bool(torch.isfinite(total).all()):
-        return normalised(name, weights / weights.amax(-1, keepdim=True))
-    return weights / total
+    return normalised(name, weights / weights.amax(-1, keepdim=True))
 
 
 def check_labels(name: str, labels: Tensor, points: Tensor) -> Tensor:

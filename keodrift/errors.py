@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+import torch
+
 
 def users_stacklevel() -> int:
     """The ``stacklevel`` at which a warning points to the first caller outside this package."""
@@ -75,6 +77,24 @@ class MissingDependencyError(ImportError):
         return type(self), self._made_from
 
 
+class EngineError(RuntimeError):
+    """An engine failed on its device as it ran; no other engine was asked in its place."""
+
+    def __init__(self, engine: str, device: str, reason: str) -> None:
+        self._made_from = engine, device, reason
+        super().__init__(
+            f"the {engine} engine failed on {device} as it ran: {reason} What the device said may "
+            "be on standard error; a process whose device has failed cannot use it again."
+        )
+
+    def __reduce__(self) -> tuple:
+        return type(self), self._made_from
+
+
+class OutOfMemoryError(ArgumentError, torch.OutOfMemoryError):
+    """An engine's pairs or vectors do not fit into memory; says what would."""
+
+
 class RunError(RuntimeError):
     """A run ended without its result; what was done before it is kept."""
 
@@ -101,4 +121,4 @@ class ConvergenceWarning(UserWarning):
 
 
 class BackendWarning(UserWarning):
-    """An engine was not available and another one answered instead."""
+    """An engine was not available and another one answered instead, or had to be mended."""

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,14 @@ def cloud() -> Callable[..., Tensor]:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
     return draw
+
+
+@pytest.fixture
+def resized(monkeypatch) -> Callable[..., None]:
+    """``resized(tile=100)``: other sizes of what a CPU works on at a time."""
+    from keodrift.reductions.sizes import SIZES
+
+    def change(**sizes: int) -> None:
+        monkeypatch.setitem(SIZES, "cpu", replace(SIZES["cpu"], **sizes))
+
+    return change

@@ -174,9 +174,9 @@ def omitted_share(x, y, bias, side, allowed) -> float:
 @pytest.mark.parametrize("d", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["flat", "late", "rough", "removed", "two atoms"])
 @pytest.mark.parametrize("scale", [1.0, 6.0])
-def test_what_is_left_out_keeps_the_bound(monkeypatch, hierarchy, d, kind, scale):
+def test_what_is_left_out_keeps_the_bound(resized, hierarchy, d, kind, scale):
     if hierarchy:
-        monkeypatch.setattr(partition, "FLAT_PAIRS", 8)
+        resized(cell_pairs=8)
     x, y = scale * modes(1, 150, d), scale * modes(2, 160, d)
     bias = biases(x, y, 1.0)[kind]
     for allowed in (1e-2, 1e-6):
@@ -210,10 +210,9 @@ def test_verbs(always, dtype, d, kind, tau):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_verbs_on_real_sizes_in_blocks(monkeypatch, dtype):
+def test_verbs_on_real_sizes_in_blocks(resized, dtype):
     """Nothing patched but the memory: several blocks of moments, several batches of cells."""
-    monkeypatch.setattr(cells, "MOMENTS", 1 << 14)
-    monkeypatch.setattr(cells, "TILE", 1 << 14)
+    resized(moments=1 << 14, cell_tile=1 << 14)
     x, y = modes(1, 6000, 2, dtype), modes(2, 5000, 2, dtype)
     kernel = gibbs_kernel(x, y, "squared", 0.4, backend="cells")
     assert kernel._sums(torch.zeros(1, 5000, dtype=torch.float64), False) is not None

@@ -25,7 +25,7 @@ from keodrift.metrics import (
     variance_ratio,
     wasserstein_squared,
 )
-from keodrift.reductions import distances, nearest
+from keodrift.reductions import nearest
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -164,7 +164,7 @@ def test_mmd_refuses_a_bandwidth_of_zero():
 
 
 @pytest.mark.parametrize("d", [1, 3])
-def test_energy_distance_is_its_definition(monkeypatch, cloud, d):
+def test_energy_distance_is_its_definition(resized, cloud, d):
     x, y = cloud(0, 40, d) + 1e4, cloud(1, 50, d) + 1e4
 
     def mean(p, q):
@@ -172,7 +172,7 @@ def test_energy_distance_is_its_definition(monkeypatch, cloud, d):
 
     expected = 2 * mean(x, y) - mean(x, x) - mean(y, y)
     assert abs(energy_distance(x, y) - float(expected)) <= 1e-9
-    monkeypatch.setattr(distances, "BLOCK", 100)
+    resized(held=100)
     assert abs(energy_distance(x, y) - float(expected)) <= 1e-9
 
 
@@ -220,8 +220,8 @@ def accuracy(x, y):
 
 @pytest.mark.parametrize("d", [1, 2, 7])
 @pytest.mark.parametrize("block", [4, 400, 1 << 22])
-def test_nearest_neighbours_are_its_definition(monkeypatch, cloud, d, block):
-    monkeypatch.setattr(distances, "BLOCK", block)
+def test_nearest_neighbours_are_its_definition(resized, cloud, d, block):
+    resized(held=block)
     x, y = cloud(0, 40, d) * 0.8, cloud(1, 40, d)
     assert nearest_neighbour_test(x, y) == nearest_neighbour_test(y, x) == accuracy(x, y)
     grid = [(z * 1.5).round() for z in (x, y)]  # duplicates within and across, and many ties
@@ -230,13 +230,13 @@ def test_nearest_neighbours_are_its_definition(monkeypatch, cloud, d, block):
     assert nearest_neighbour_test(x @ turn + 3, y @ turn + 3) == accuracy(x, y)
 
 
-def test_nearest_leaves_out_the_point_itself(monkeypatch, cloud):
+def test_nearest_leaves_out_the_point_itself(resized, cloud):
     x = cloud(0, 30, 3)
     x[7] = x[3]
     pairs = (x[:, None] - x[None]).square().sum(-1).sqrt()
     pairs[range(30), range(30)] = torch.inf
     for block in (4, 400, 1 << 22):  # one row at a time, several, all
-        monkeypatch.setattr(distances, "BLOCK", block)
+        resized(held=block)
         for exact, error in ((True, 1e-14), (False, 1e-7)):
             distance, index = nearest(x, x, exact=exact, mask_self=True)
             assert (distance - pairs.min(1).values).abs().max() <= error

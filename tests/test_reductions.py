@@ -17,7 +17,7 @@ import torch
 
 import keodrift as kd
 from keodrift.costs import Cost
-from keodrift.errors import ArgumentError, DeviceError, DtypeError, OptionError
+from keodrift.errors import ArgumentError, DeviceError, DtypeError, OptionError, OutOfMemoryError
 from keodrift.reductions import ENGINES, Cells, Tiled, choose_backend, gibbs_kernel
 from keodrift.reductions.engines.cells import kernel as cells
 from keodrift.reductions.engines.keops import kernel as keops
@@ -541,3 +541,26 @@ def test_warming_up_for_another_dtype_names_the_argument(dtype):
         kd.warmup(2, dtype, progress=False)
     with pytest.raises(OptionError, match="^d: got '2'"):
         kd.warmup("2", progress=False)
+
+
+def test_what_does_not_fit_is_said_in_sizes():
+    """Thirty terabytes of pairs: refused before any page is touched."""
+    x = torch.zeros(1, 1).expand(3_000_000, 1)
+    with pytest.raises(torch.OutOfMemoryError, match="3,000,000 × 3,000,000 pairs") as error:
+        gibbs_kernel(x, x, backend="dense").log_mass(torch.zeros(3_000_000))
+    assert isinstance(error.value, OutOfMemoryError) and error.value.argument == "backend"
+    assert "'tiled' or 'keops'" in error.value.needs and "33,527.6 GiB" in error.value.needs
+    assert isinstance(error.value.__cause__, RuntimeError)
+
+
+def test_a_streaming_engine_that_does_not_fit_advises_fewer_points(monkeypatch, cloud):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    kernel = gibbs_kernel(cloud(0, 9, 2), cloud(1, 8, 2), backend="tiled")
+    monkeypatch.setattr(kernel, "_stable_log_sum", full)
+    with pytest.raises(OutOfMemoryError, match="9 × 8 pairs in d = 2.*fewer points"):
+        kernel.log_mass(torch.zeros(8))
+    monkeypatch.setattr(kernel, "_stable_log_sum", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        kernel.log_mass(torch.zeros(8))

@@ -18,6 +18,7 @@ import torch
 
 import keodrift as kd
 from keodrift.reductions import gibbs_kernel
+from keodrift.reductions.engines.keops import compiler
 from keodrift.reductions.precision import _products, full_precision
 
 
@@ -145,6 +146,47 @@ def test_a_child_forked_while_another_thread_compiles_does_not_wait_for_it():
         done.set()
         """
     )
+
+
+@pytest.mark.usefixtures("keops")
+def test_costs_that_compile_to_one_file_wait_for_each_other(monkeypatch):
+    """Processes that compile one file at a time under two names would load it half written."""
+    named = []
+    monkeypatch.setattr(
+        compiler, "session", lambda name, *_, **__: named.append(name) or contextlib.nullcontext()
+    )
+    for cost in ("half_squared", "squared"):
+        gibbs_kernel(X, Y, cost, backend="keops").log_mass(torch.zeros(9))
+    assert len(named) == 2 and len(set(named)) == 1
+
+
+def test_torn_indices_of_keops_are_set_aside(tmp_path, monkeypatch):
+    monkeypatch.setenv("KEOPS_CACHE_FOLDER", str(tmp_path))
+    load = """
+        import warnings
+        from keodrift.reductions.engines.keops import compiler
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            compiler.load()
+        print(*[f"{w.category.__name__}: {w.message}" for w in caught])
+        """
+    assert "torn" not in run(load)
+    indices = sorted(tmp_path.glob("*/*_cache.pkl"))
+    assert len(indices) == 2
+    for index, left in zip(indices, (b"", b"\x80\x04}torn"), strict=True):
+        index.write_bytes(left)
+    said = run(load)
+    assert said.count("BackendWarning") == 2
+    assert all(str(index.with_suffix(".torn")) in said for index in indices)
+    assert "torn" not in run(load)
+
+
+def test_a_device_that_fails_is_no_formula_that_does_not_compile():
+    known = dict(compiler.failed)
+    for said in ("[KeOps] Cuda error.", "CUDA error: an illegal memory access was encountered"):
+        with pytest.raises(kd.errors.EngineError, match="keops engine failed on cuda"):
+            compiler.report_failure(RuntimeError(said), "formula", kd.costs.squared, "cuda")
+    assert compiler.failed == known and compiler.failure("cuda") is None
 
 
 @pytest.mark.usefixtures("keops")

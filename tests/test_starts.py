@@ -8,7 +8,7 @@ import torch
 
 import keodrift as kd
 from keodrift.costs import squared
-from keodrift.reductions import ENGINES, engine
+from keodrift.reductions import ENGINES
 from keodrift.transport import Coupling, EntropicProblem, Sinkhorn, clusters
 from keodrift.transport.newton import newton
 
@@ -26,9 +26,9 @@ def uniform(n: int) -> torch.Tensor:
 @pytest.mark.parametrize("regional", [False, True])
 @pytest.mark.parametrize("d", [1, 2, 40])
 @pytest.mark.parametrize("k", [1, 16, 300])
-def test_clusters_keep_mass_and_mean(monkeypatch, cloud, regional, d, k):
+def test_clusters_keep_mass_and_mean(resized, cloud, regional, d, k):
     if regional:
-        monkeypatch.setattr(clusters, "ALL_DISTANCES", 0)
+        resized(searched=0)
     points, weights = cloud(0, 200, d), weights_of(200, 1)
     centres, mass = clusters.cluster(points, weights, k)
     assert len(centres) == len(mass) <= min(k, int((weights > 0).sum()))
@@ -48,18 +48,20 @@ def test_clusters_far_from_the_origin_are_those_near_it(cloud):
 
 
 @pytest.mark.parametrize("backend", ["dense", "tiled"])
-def test_an_engine_that_compiles_nothing_does_so_for_clusters_too(monkeypatch, cloud, backend):
-    monkeypatch.setattr(engine, "DENSE_PAIRS", 0)
+def test_an_engine_that_compiles_nothing_does_so_for_clusters_too(
+    monkeypatch, resized, cloud, backend
+):
+    resized(stored=0)
     drift = kd.SinkhornDrift(0.1, backend=backend)
     monkeypatch.setitem(ENGINES, "keops", None)
     field = drift.fit(cloud(0, 700, 2), cloud(1, 600, 2) + 2)
     assert bool(field.converged) and field.couplings[0].problem.kernel.engine.name == backend
 
 
-def test_the_regional_search_is_nearly_the_exact_one(monkeypatch, cloud):
+def test_the_regional_search_is_nearly_the_exact_one(resized, cloud):
     points, samples = cloud(0, 3000, 2), cloud(1, 400, 2)
     exact = torch.cdist(points, samples).amin(-1)
-    monkeypatch.setattr(clusters, "ALL_DISTANCES", 0)
+    resized(searched=0)
     found = (points - samples[clusters._owners(points, samples)]).norm(dim=-1)
     assert bool((found >= exact - 1e-12).all())
     # Points near the border of a region may miss a sample across it.
@@ -67,8 +69,8 @@ def test_the_regional_search_is_nearly_the_exact_one(monkeypatch, cloud):
     assert float(found.mean()) <= 1.25 * float(exact.mean())
 
 
-def test_the_regional_search_survives_coinciding_points(monkeypatch):
-    monkeypatch.setattr(clusters, "ALL_DISTANCES", 0)
+def test_the_regional_search_survives_coinciding_points(resized):
+    resized(searched=0)
     points = torch.cat([torch.zeros(50, 2), torch.ones(3, 2)])
     centres, mass = clusters.cluster(points, torch.full((53,), 1 / 53, dtype=torch.float64), 20)
     assert abs(float(mass.sum()) - 1) <= 1e-12 and len(centres) <= 20

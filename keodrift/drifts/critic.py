@@ -156,7 +156,8 @@ class CriticDrift(CarriedDrift):
             if isinstance(start, CriticField) and len(start.networks) == len(problems):
                 before = list(zip(start.networks, start.optimizers, strict=True))
             for problem, known in zip(problems, before, strict=True):
-                network = self._new(d).to(problem[0]) if known is None else deepcopy(known[0])
+                network = self._new(d) if known is None else deepcopy(known[0])
+                network = network.to(x.device, x.dtype)
                 optimizer = torch.optim.Adam(network.parameters(), self.lr)
                 if known is not None:
                     optimizer.load_state_dict(deepcopy(known[1]))

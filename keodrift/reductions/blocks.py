@@ -10,8 +10,7 @@ from torch import Tensor
 
 from keodrift.costs import Cost
 from keodrift.reductions.frame import Frame
-
-CACHED_PAIRS = 1 << 18  # worked on at a time, so that they stay in a processor's cache
+from keodrift.reductions.sizes import sizes
 
 
 def working_cost(frame: Frame, x: Tensor, y: Tensor) -> Tensor:
@@ -63,9 +62,9 @@ def _by_products(x: Tensor, y: Tensor) -> Tensor:
 
 
 def row_blocks(block: Tensor) -> Iterator[slice]:
-    """Rows of ``(B, N, M)`` that fit into a processor's cache; on a GPU all of them."""
+    """Rows of ``(B, N, M)`` to be worked on at a time: on a CPU as many as its cache holds."""
     b, n, m = block.shape
-    step = max(1, CACHED_PAIRS // max(1, b * m)) if block.device.type == "cpu" else max(1, n)
+    step = max(1, sizes(block.device.type).rows // max(1, b * m))
     return (slice(i, i + step) for i in range(0, n, step))
 
 

@@ -10,8 +10,7 @@ from torch import Tensor
 from keodrift.costs import Cost
 from keodrift.reductions.blocks import exclude_self, pair_costs
 from keodrift.reductions.precision import full_precision
-
-BLOCK = 1 << 22  # pairs held at a time
+from keodrift.reductions.sizes import sizes
 
 
 def mean_cost(x: Tensor, y: Tensor, cost: Cost, points: int | None = None) -> Tensor:
@@ -61,7 +60,8 @@ def expected_cost(
 
 def _row_blocks(x: Tensor, y: Tensor, cost: Cost) -> Iterator[tuple[slice, Tensor]]:
     """Some rows after others, and their costs ``(…, rows, M)``."""
-    step = max(1, BLOCK // (y.numel() if not cost.by_distance else y[..., 0].numel()))
+    held = sizes(y.device.type).held
+    step = max(1, held // (y.numel() if not cost.by_distance else y[..., 0].numel()))
     for begin in range(0, x.shape[-2], step):
         rows = slice(begin, begin + step)
         yield rows, all_costs(x[..., rows, :], y, cost)
@@ -93,7 +93,7 @@ def nearest(
     mode = "donot_use_mm_for_euclid_dist" if exact else "use_mm_for_euclid_dist_if_necessary"
     found = []
     with full_precision(points.device.type):
-        rows = max(1, BLOCK // 4 // len(samples))
+        rows = max(1, sizes(points.device.type).held // 4 // len(samples))
         for i, part in enumerate(points.split(rows)):
             block = torch.cdist(part, samples, compute_mode=mode)
             found.append((exclude_self(block, i * rows, 0) if mask_self else block).min(-1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +17,9 @@ from keodrift.reductions.engines.keops.kernel import Keops
 from keodrift.reductions.engines.tiled import Tiled
 from keodrift.reductions.frame import make_frame
 from keodrift.reductions.kernel import Engine, GibbsKernel
+from keodrift.reductions.sizes import sizes
 
 ENGINES: dict[str, Engine] = {e.name: e for e in (Dense(), Tiled(), Keops(), Cells())}
-
-# Up to so many pairs, storing them is faster than any start-up cost of streaming them.
-DENSE_PAIRS = 1 << 22
-# Above these dimensions matrix products beat symbolic formulas (see benchmarks/README.md).
-KEOPS_DIMENSION = {"cpu": 16, "cuda": 64}
-# From so many pairs on, compressing them between cells is faster than visiting each. A GPU visits
-# a thousand times as many in the time that the many small steps between cells take.
-CELLS_PAIRS = {"cpu": 1 << 28, "cuda": 1 << 38}
 
 
 @dataclass(frozen=True)
@@ -88,22 +80,22 @@ def choose_backend(
         >>> print(choose_backend(1000, 1000, 2))
         dense: 1000000 pairs fit in one block
     """
-    cost = as_cost(cost)
+    cost, limits = as_cost(cost), sizes(device)
     pairs = batch * n * m
     # An expression on tensors holds the differences of all pairs for a moment.
-    if pairs * (1 if cost.by_distance else d) <= DENSE_PAIRS:
+    if pairs * (1 if cost.by_distance else d) <= limits.stored:
         return Choice("dense", f"{pairs} pairs fit in one block")
     compressed = cost.curvature is not None and d <= CELLS_DIMENSION and not mask_self
-    if compressed and n * m >= CELLS_PAIRS.get(device, math.inf):
+    if compressed and n * m >= limits.cells:
         return Choice("cells", f"{pairs} pairs in d = {d} are compressed between cells")
-    limit = KEOPS_DIMENSION.get(device, 0)
+    limit = limits.keops_dimension
+    if not limit:
+        return Choice("tiled", f"KeOps knows no {device}")
     if d > limit and cost.by_distance:
         return Choice("tiled", f"d = {d} > {limit}, where matrix products win on {device}")
-    if device not in KEOPS_DIMENSION:
-        return Choice("tiled", f"KeOps knows no {device}")
     if compiler.failure(device) is not None:
         return Choice("tiled", f"KeOps cannot compile here ({compiler.failure(device)})")
-    if device == "cpu" and compiler.missing():
+    if compiler.missing():
         return Choice("tiled", "no C++ compiler was found for KeOps")
     return Choice("keops", f"{pairs} pairs in d = {d} are streamed by compiled reductions")
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from keodrift.errors import CostError
 from keodrift.reductions.frame import Frame
+from keodrift.reductions.memory import within_memory
 from keodrift.reductions.precision import in_full_precision
 
 # Temperatures τ or 1/τ beyond which slopes of a distance are taken in float64: with quotients by
@@ -32,10 +33,12 @@ class Engine(ABC):
     Attributes:
         name: What ``backend=`` calls it.
         compiles: Whether it needs a compiler.
+        stores: Whether its memory grows with the number of pairs.
     """
 
     name: ClassVar[str]
     compiles: ClassVar[bool] = False
+    stores: ClassVar[bool] = False
 
     @abstractmethod
     def kernel(self, frame: Frame, batch: tuple[int, ...]) -> GibbsKernel:
@@ -125,6 +128,7 @@ class GibbsKernel(ABC):
         return 0.0
 
     @final
+    @within_memory
     @in_full_precision
     def log_mass(self, bias: Tensor, guess: Tensor | None = None) -> Tensor:
         """Log-mass ℓ_i = log Σ_j exp(bias_j − C_ij/τ).
@@ -141,6 +145,7 @@ class GibbsKernel(ABC):
         return (self.frame.row + found).reshape(*self.batch, -1)
 
     @final
+    @within_memory
     @in_full_precision
     def barycentre(
         self, bias: Tensor, values: Tensor | None = None, guess: Tensor | None = None
@@ -166,6 +171,7 @@ class GibbsKernel(ABC):
         return self._without_empty(mean, bias)
 
     @final
+    @within_memory
     @in_full_precision
     def mean_cost_gradient(self, bias: Tensor, guess: Tensor | None = None) -> Tensor:
         """Mean gradient Σ_j softmax_j ∇_x C(x_i, y_j) = −τ ∇ℓ(x_i), ``(…, N, d)``.
@@ -203,6 +209,7 @@ class GibbsKernel(ABC):
         return -frame.tau.to(slope.dtype) * slope
 
     @final
+    @within_memory
     @in_full_precision
     def coupling(
         self,

@@ -39,7 +39,9 @@ class Anderson:
         diagonal = gram.diagonal(dim1=-2, dim2=-1)
         # Relative to the residuals' own rounding; the tiny constant covers empty histories.
         ridge = 1e-10 * diagonal.sum(-1, keepdim=True) + torch.finfo(gram.dtype).tiny ** 0.5
-        mixing = torch.linalg.solve(gram + torch.diag_embed(ridge.expand_as(diagonal)), target)
+        gram = gram + torch.diag_embed(ridge.expand_as(diagonal))
+        # Unchecked, since the check would stall a GPU: a solver takes back what is not finite.
+        mixing, _ = torch.linalg.solve_ex(gram, target)
         return image - (torch.stack(self.images, -2) * mixing).sum(-2)
 
     def forget(self, problems: Tensor) -> None:

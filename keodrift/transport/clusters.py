@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from keodrift.reductions import nearest
+from keodrift.reductions.sizes import sizes
 
 LLOYD = 1  # refinements of the clusters' centres
-ALL_DISTANCES = 1 << 22  # up to so many, the nearest sample is searched among all
 
 
 def clustered(points: Tensor, weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -51,10 +51,9 @@ def cluster(points: Tensor, weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
         Centres ``(k', d)`` and their masses ``(k',)`` with k' ≤ k.
     """
     generator = torch.Generator().manual_seed(0)
-    alive = int((weights > 0).sum())
-    drawn = torch.multinomial(
-        weights.cpu(), min(k, alive), replacement=False, generator=generator
-    ).to(points.device)
+    shares = weights.cpu()
+    k = min(k, int((shares > 0).sum()))
+    drawn = torch.multinomial(shares, k, generator=generator).to(points.device)
     # Far from the origin distances by matrix products lose their digits.
     origin = points.double().mean(0)
     local = points.double() - origin
@@ -66,7 +65,7 @@ def cluster(points: Tensor, weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
         mass.index_add_(0, owner, weights)
         total = local.new_zeros(centres.shape)
         total.index_add_(0, owner, local * weights[:, None])
-        kept = mass > 0
+        kept = mass.nonzero()[:, 0]
         mass = mass[kept]
         means = total[kept] / mass[:, None]
         centres = means.to(points.dtype)
@@ -78,7 +77,7 @@ def _owners(points: Tensor, samples: Tensor) -> Tensor:
 
     Where N·k is large, about √k samples cut space into regions, and N·√k distances do.
     """
-    if len(points) * len(samples) <= ALL_DISTANCES:
+    if len(points) * len(samples) <= sizes(points.device.type).searched:
         return _nearest(points, samples)
     anchors = samples[: math.isqrt(len(samples))]
     region = _nearest(samples, anchors)

@@ -210,13 +210,14 @@ class Sinkhorn:
             f, g = problem.centred(f, g)
             image, half_steps = problem.column_step(f, g), half_steps + 1
             seen = problem.marginal_error(g, image)
-            if floor is None or bool(((seen <= tol) | (seen <= floor)).all()):
-                floor = problem.rounding(f, g)
+            # What the host reads stalls a GPU: far from the end it is this alone.
+            near = floor is None or bool((hopeless | (seen <= tol) | (seen <= floor)).all())
+            floor = problem.rounding(f, g) if near or floor is None else floor
             error = torch.where(hopeless, FARTHEST, seen + floor)
             better = seen < 0.9 * best
             best, stale = seen.where(better, best), torch.where(better, 0, stale + 1)
             done = (error <= tol) | ((seen <= floor) & (stale >= STALLED)) | hopeless
-            if bool(done.all()):
+            if near and bool(done.all()):
                 break
             # Of a self problem both f and its half-step are potentials; their mean is nearer.
             plain = (f + image) / 2 if problem.symmetric else image

@@ -33,6 +33,7 @@ class Dense(Engine):
     """Stores all pairs."""
 
     name = "dense"
+    stores = True
 
     def kernel(self, frame: Frame, batch: tuple[int, ...]) -> DenseKernel:
         """The kernel, whose block is formed when it is first asked for."""
@@ -150,8 +151,7 @@ class DenseKernel(PairKernel):
         factor = (change - top).to(weights.dtype).exp_()[..., None]
         total = weights @ (factor if values is None else torch.cat([factor, factor * values], -1))
         mass = total[..., 0].double().log()
-        low, high = mass.aminmax()
-        if not (float(low) > -ABSORBED_REACH and float(high) < ABSORBED_REACH):
+        if not float(mass.abs().amax()) < ABSORBED_REACH:
             return None
         return mass.add_(top).sub_(row), total[..., 1:] / total[..., :1]
 

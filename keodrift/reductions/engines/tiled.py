@@ -21,11 +21,8 @@ from keodrift.reductions.blocks import (
 from keodrift.reductions.engines.pairs import PairKernel
 from keodrift.reductions.frame import Frame
 from keodrift.reductions.kernel import Engine
+from keodrift.reductions.sizes import sizes
 
-# Pairs a tile: its logits and their exponentials stay in a core's cache.
-TILE_PAIRS = 1 << 19
-# Pairs of a block of rows under autograd, where each block is recomputed in the backward pass.
-GRAPH_PAIRS = 1 << 21
 # Largest error of a logit, in units of 1, that matrix products may bring by cancellation.
 LOGIT_ERROR = 1e-4
 
@@ -95,7 +92,8 @@ class TiledKernel(PairKernel):
         frame = self.frame
         if not frame.quadratic:
             return False
-        reach = max(float(frame.x.square().sum(-1).max()), float(frame.y.square().sum(-1).max()))
+        squares = [z.detach().square().sum(-1).max() for z in (frame.x, frame.y)]
+        reach = float(torch.maximum(*squares))
         return torch.finfo(frame.x.dtype).eps * reach <= LOGIT_ERROR
 
     @cached_property
@@ -126,8 +124,9 @@ class TiledKernel(PairKernel):
         frame = self.frame
         (b, n, d), m = frame.x.shape, frame.y.shape[1]
         wide = b * (1 if frame.cost.by_distance else d)
-        cols = max(1, min(m, 2048, TILE_PAIRS // wide))
-        rows = max(1, min(n, TILE_PAIRS // (wide * cols)))
+        tile = sizes(frame.x.device.type).tile
+        cols = max(1, min(m, 2048, tile // wide))
+        rows = max(1, min(n, tile // (wide * cols)))
         for i in range(0, n, rows):
             for j in range(0, m, cols):
                 yield i, min(i + rows, n), j, min(j + cols, m)
@@ -161,7 +160,7 @@ class TiledKernel(PairKernel):
         """Applies a verb to blocks of logits that the backward pass computes again."""
         frame = self.frame
         (b, n, d), m = frame.x.shape, frame.y.shape[1]
-        rows = max(1, GRAPH_PAIRS // (b * m * d))
+        rows = max(1, sizes(frame.x.device.type).graph // (b * m * d))
 
         def on_rows(x: Tensor, i: int) -> Tensor:
             block = working_cost(frame, x, frame.y)

@@ -33,6 +33,7 @@ from keodrift.reductions.engines.cells.partition import Partition, Tilted, cut, 
 from keodrift.reductions.engines.keops.kernel import Keops
 from keodrift.reductions.frame import Frame
 from keodrift.reductions.kernel import Engine, GibbsKernel
+from keodrift.reductions.sizes import sizes
 
 # Dimensions in which cells of one bandwidth hold many points.
 CELLS_DIMENSION = 3
@@ -44,8 +45,6 @@ ACCURACY = {torch.float32: 1e-5, torch.float64: 1e-9}
 MOMENT_PAIRS = 8
 # How far potentials may spread from those that pairs of cells were found for.
 MARGIN = 1.0
-# Numbers in a tile of logits, and in the moments that are held at a time.
-TILE, MOMENTS = 1 << 20, 1 << 25
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ class _Clouds:
         size = len(multi_indices(x.local.shape[-1], len(polynomial) - 1))
         if len(pairs.i) * size * MOMENT_PAIRS > len(x.order) * len(y.order):
             return None
-        for cells, part in self._blocks(pairs, MOMENTS // size):
+        for cells, part in self._blocks(pairs, sizes(bias.device.type).moments // size):
             i, j = pairs.i[part], pairs.j[part]
             level, moments = _moments(x, y, tilted, i, j, len(polynomial) - 1)
             points, found = _evaluate(x, y, cells, i, j, level, moments, polynomial, averages)
@@ -293,7 +292,7 @@ def _batches(points: Tensor, pairs: Tensor, numbers: int) -> Iterator[Tensor]:
         rungs.tolist(), order.split(count.tolist()), wide.split(count.tolist()), strict=True
     ):
         if rung >= 0:
-            yield from group.split(max(1, TILE // int(size.max())))
+            yield from group.split(max(1, sizes(size.device.type).cell_tile // int(size.max())))
 
 
 def _rung(count: Tensor, ratio: float) -> Tensor:

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from keodrift.reductions.sizes import sizes
+
 # Cells along the side of a parent cell, which is compared first where there are many.
 FAMILY = 4
-# Up to so many pairs of cells, all are compared at once.
-FLAT_PAIRS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -156,9 +156,10 @@ def relevant(
     Returns:
         Indices into the cells of x and of y, sorted by x.
     """
-    if len(x) * len(y) <= FLAT_PAIRS or x.parents is None or y.parents is None:
+    flat = sizes(bias.device.type).cell_pairs
+    if len(x) * len(y) <= flat or x.parents is None or y.parents is None:
         every = torch.arange(len(y), device=bias.device)
-        rows = max(1, FLAT_PAIRS // 4 // len(y))
+        rows = max(1, flat // 4 // len(y))
         groups: Iterator[tuple[Tensor, Tensor]] = (
             (part, every) for part in torch.arange(len(x), device=bias.device).split(rows)
         )

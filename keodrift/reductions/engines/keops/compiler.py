@@ -18,7 +18,6 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
@@ -30,6 +29,8 @@ import torch
 
 from keodrift.costs import Cost
 from keodrift.errors import BackendWarning, users_stacklevel
+from keodrift.reductions.engines.keops.device import refuse_device_failures
+from keodrift.reductions.engines.keops.index import index_lock, set_torn_aside
 
 # gcc on x86-64 is where these were tried; elsewhere KeOps' own flags give the same numbers, slower.
 FAST_FLAGS = (
@@ -47,6 +48,7 @@ _at_exit = contextlib.ExitStack()
 _broken: dict[str, str] = {}  # why nothing compiles, by type of device
 _warned: set[Cost] = set()
 _fast_flags_work = bool(FAST_FLAGS)
+_loaded = False
 
 
 def _fresh_lock() -> None:
@@ -86,8 +88,12 @@ def report_failure(
         cost: The cost in it.
         device: Type of the device.
         fast: It was compiled with the fast flags, which are then given up.
+
+    Raises:
+        EngineError: The formula did compile, and the device failed.
     """
     global _fast_flags_work
+    refuse_device_failures(error, device)
     if fast:
         _fast_flags_work = False
         return
@@ -112,41 +118,32 @@ def _compiles(device: str) -> bool:
             ones = torch.ones(2, 1, device=device)
             backend = "GPU" if device == "cuda" else "CPU"
             genred("X*Y", ["X=Vi(1)", "Y=Vj(1)"], axis=1)(ones, ones, backend=backend)
-    except (Exception, SystemExit):
+    except (Exception, SystemExit) as error:
+        refuse_device_failures(error, device)
         return False
     return True
 
 
 def load() -> ModuleType:
     """Imports ``pykeops.torch`` without its start-up messages."""
-    if "pykeops.torch" in sys.modules:
+    global _loaded
+    if _loaded:
         return sys.modules["pykeops.torch"]
     silent = contextlib.redirect_stdout(io.StringIO())
     with (
-        _index_lock(),
+        index_lock(),
         _environment(PYKEOPS_VERBOSE="0"),
         _floating_point_state(),
         silent,
     ):
+        if "pykeops.torch" not in sys.modules:
+            set_torn_aside()
         module = importlib.import_module("pykeops.torch")
-    # Handlers run last in, first out: this one holds the lock while KeOps writes its index.
-    atexit.register(lambda: _at_exit.enter_context(_index_lock()))
+    # Handlers run last in, first out: this one holds the lock while KeOps writes its index. It is
+    # wanted as much where somebody else imported KeOps first.
+    atexit.register(lambda: _at_exit.enter_context(index_lock()))
+    _loaded = True
     return module
-
-
-@contextlib.contextmanager
-def _index_lock() -> Iterator[None]:
-    """Keeps the index of compiled formulas, read on import and written at exit, in one piece."""
-    from filelock import FileLock, Timeout
-
-    user = os.getuid() if hasattr(os, "getuid") else "all"
-    lock = FileLock(Path(tempfile.gettempdir()) / f"keodrift-keops-{user}.lock")
-    with contextlib.suppress(Timeout, OSError):
-        lock.acquire(timeout=30)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager

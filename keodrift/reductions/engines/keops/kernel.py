@@ -13,11 +13,13 @@ from torch import Tensor
 
 from keodrift.costs import squared
 from keodrift.reductions.engines.keops import compiler
+from keodrift.reductions.engines.keops.device import on_keops_stream
 from keodrift.reductions.engines.keops.symbols import traced, traced_distance
 from keodrift.reductions.engines.pairs import PairKernel
 from keodrift.reductions.engines.tiled import Tiled, TiledKernel
 from keodrift.reductions.frame import Frame
 from keodrift.reductions.kernel import Engine, GibbsKernel, split
+from keodrift.reductions.memory import is_short
 
 # Stands for −inf inside formulas: exp of it is 0, and differences of it stay finite.
 NEVER = -1e30
@@ -290,7 +292,9 @@ class KeopsKernel(PairKernel):
         """
         frame = self.frame
         parts = (verb, frame.x.shape[-1], frame.y.dtype, frame.mask_self, self._device)
-        name, device = f"{parts} {written or frame.cost.name}", frame.y.device.type
+        # What compiles to one file has one name, by which processes wait for each other.
+        cost = written or ("quadratic" if frame.quadratic else frame.cost.name)
+        name, device = f"{parts} {cost}", frame.y.device.type
         # Costs of one name may differ; what is written out says all there is.
         identity = None if written is not None or frame.quadratic else frame.cost
         # The flags are for CPU compilers; a GPU vectorises by itself.
@@ -301,10 +305,10 @@ class KeopsKernel(PairKernel):
                 return None
             try:
                 with compiler.session(name, identity, fast=quick):
-                    return call()
-            except torch.OutOfMemoryError:
-                raise
+                    return on_keops_stream(call, frame.y.device)
             except (Exception, SystemExit) as error:  # a user's cost may raise anything
+                if is_short(error):
+                    raise
                 compiler.report_failure(error, (name, identity), frame.cost, device, fast=quick)
         return None
 
