@@ -160,10 +160,8 @@ def latents_and_judge(data: str, path: str | None, dim: int) -> tuple[Latents, I
 
 
 def as_one(latents: Latents) -> Latents:
-    labels = {
-        name: torch.zeros_like(getattr(latents, name)) for name in ("train_labels", "test_labels")
-    }
-    return replace(latents, **labels, class_names=("all",))
+    train, test = map(torch.zeros_like, (latents.train_labels, latents.test_labels))
+    return replace(latents, train_labels=train, test_labels=test, class_names=("all",))
 
 
 def drift_of(recipe: Recipe, tau: float, task: LatentTask) -> kd.SinkhornDrift:

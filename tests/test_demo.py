@@ -105,7 +105,7 @@ def test_large_batch_writes_figure_and_tables(tmp_path):
     [
         ("equilibrium", ("quick=true",), 2 * 4),
         ("which_training", ("quick=true", "few=true"), 2 * 6 + 1),
-        ("latent_training", ("quick=true", "trainings=['fresh, balanced']"), 1),
+        ("latent_training", ("quick=true",), 2 * 2),
         ("ffhq_latents", ("quick=true", "fields=['two-sided']"), 2),
     ],
 )
