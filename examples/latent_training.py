@@ -172,39 +172,25 @@ def drift_of(recipe: Recipe, tau: float, task: LatentTask) -> kd.SinkhornDrift:
     return replace(drift, half_steps=half_steps)
 
 
-def trainer_of(
-    recipe: Recipe, task: LatentTask, network: ConditionalMLP, seed: int, steps: int
-) -> Trainer:
-    optimizer: torch.optim.Optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
+def optimizer_of(
+    recipe: Recipe, network: ConditionalMLP, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]:
     if recipe.rate == "paper":
-        optimizer = torch.optim.AdamW(
-            network.parameters(), lr=2e-4, betas=(0.9, 0.95), weight_decay=0.01
-        )
-        scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / 750, total_iters=750)
-    elif recipe.rate == "cosine":
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    return Trainer(
-        network,
-        task.batches(network),
-        Objective(drift_of(recipe, recipe.taus[0], task), negatives=recipe.negatives),
-        optimizer,
-        torch.Generator().manual_seed(seed),
-        scheduler=scheduler,
-        ema=recipe.ema,
-        clip=2.0 if recipe.rate == "paper" else None,
-        evaluate=task.evaluate,
-        evaluate_every=max(1, steps // 8),
-        log_every=steps,
-    )
+        betas = (0.9, 0.95)
+        adam = torch.optim.AdamW(network.parameters(), lr=2e-4, betas=betas, weight_decay=0.01)
+        return adam, torch.optim.lr_scheduler.LinearLR(adam, 1 / 750, total_iters=750)
+    adam = torch.optim.Adam(network.parameters(), lr=1e-3)
+    if recipe.rate == "constant":
+        return adam, None
+    return adam, torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
 
 
 def train(cell: Cell, path: Path) -> None:
     latents, classifier = latents_and_judge(cell.data, cell.mnist_path, cell.dim)
     recipe = cell.recipe
     latents = latents if recipe.classes else as_one(latents)
-    sizes = torch.bincount(latents.train_labels)
-    batch = int(sizes.min()) if recipe.batch is None else recipe.batch
+    smallest = int(torch.bincount(latents.train_labels).min())
+    batch = smallest if recipe.batch is None else recipe.batch
     task = LatentTask(
         latents,
         batch=batch,
@@ -217,17 +203,33 @@ def train(cell: Cell, path: Path) -> None:
         judge_draws=cell.judge_draws,
         seed=cell.seed,
     )
-    network = ConditionalMLP(**task.network_defaults(), width=recipe.width, seed=cell.seed)
-    steps = max(1, round(recipe.length * cell.steps))
-    trainer = trainer_of(recipe, task, network, cell.seed, steps)
-    for k, tau in enumerate(recipe.taus, start=1):
-        trainer.objective = Objective(
+    objectives = [
+        Objective(
             drift_of(recipe, tau, task),
-            negatives=recipe.negatives,
             normalize=recipe.normalize,
             scale_features=recipe.normalize,
+            negatives=recipe.negatives,
         )
-        trainer.run(max(k, steps * k // len(recipe.taus)))
+        for tau in recipe.taus
+    ]
+    network = ConditionalMLP(**task.network_defaults(), width=recipe.width, seed=cell.seed)
+    steps = max(len(objectives), round(recipe.length * cell.steps))
+    optimizer, scheduler = optimizer_of(recipe, network, steps)
+    trainer = Trainer(
+        network,
+        task.batches(network),
+        objectives[0],
+        optimizer,
+        torch.Generator().manual_seed(cell.seed),
+        scheduler=scheduler,
+        ema=recipe.ema,
+        clip=2.0 if recipe.rate == "paper" else None,
+        evaluate=task.evaluate,
+        evaluate_every=max(1, steps // 8),
+        log_every=steps,
+    )
+    for k, trainer.objective in enumerate(objectives, start=1):
+        trainer.run(steps * k // len(objectives))
     found = task.judge(trainer.average, trainer.history, path.with_suffix(""))
     write_json(path, asdict(cell) | found | {"seconds": trainer.history[-1]["seconds"]})
 
@@ -325,7 +327,7 @@ class LatentTraining(Study[Cell]):
 
 def main(config) -> None:
     folder = Path(config.output)
-    stem = folder / "latent_training"
+    stem = folder / f"latent_training_{config.data}"
     report = run_study(LatentTraining(config), stem, folder / "cells", workers=config.workers)
     print(report.page)
 
