@@ -160,8 +160,12 @@ def latents_and_judge(data: str, path: str | None, dim: int) -> tuple[Latents, I
 
 
 def as_one(latents: Latents) -> Latents:
+    """All digits as one class, held-out ones digit by digit: even picks have their shares."""
     train, test = map(torch.zeros_like, (latents.train_labels, latents.test_labels))
-    return replace(latents, train_labels=train, test_labels=test, class_names=("all",))
+    held_out = latents.test[latents.test_labels.argsort(stable=True)]
+    return replace(
+        latents, train_labels=train, test=held_out, test_labels=test, class_names=("all",)
+    )
 
 
 def drift_of(recipe: Recipe, tau: float, task: LatentTask) -> kd.SinkhornDrift:
