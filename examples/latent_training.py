@@ -160,11 +160,20 @@ def latents_and_judge(data: str, path: str | None, dim: int) -> tuple[Latents, I
 
 
 def as_one(latents: Latents) -> Latents:
-    """All digits as one class, held-out ones digit by digit: even picks have their shares."""
+    """All digits as one class, in orders along which even picks are fair to a network.
+
+    Held-out digits come one after the other, so that their shares are exact; the others at random,
+    as samples do (MNIST's own order runs through the digits again and again).
+    """
     train, test = map(torch.zeros_like, (latents.train_labels, latents.test_labels))
-    held_out = latents.test[latents.test_labels.argsort(stable=True)]
+    mixed = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
     return replace(
-        latents, train_labels=train, test=held_out, test_labels=test, class_names=("all",)
+        latents,
+        train=latents.train[mixed],
+        train_labels=train,
+        test=latents.test[latents.test_labels.argsort(stable=True)],
+        test_labels=test,
+        class_names=("all",),
     )
 
 
