@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import keodrift as kd
-from keodrift.data import load_digits_latents
+from keodrift.data import Latents, load_digits_latents
 from keodrift.errors import ArgumentError, OptionError
 from keodrift.metrics import class_wasserstein_squared
 from keodrift.networks import ConditionalMLP
@@ -125,6 +125,42 @@ def test_a_classifier_reads_samples_and_real_latents_alike(tmp_path):
     assert 0 < result["accuracy_floor"] < 1
     with pytest.raises(OptionError, match="classifier"):
         LatentTask(replace(LATENTS, decode=None), classifier=Brightness())
+
+
+def test_the_judge_averages_over_draws_of_samples_and_of_real_latents(tmp_path):
+    task, made = LatentTask(LATENTS, judge_draws=2), network()
+    result = task.judge(made, [], tmp_path)
+    labels = LATENTS.test_labels
+    points, floors = task.sample(made, labels.repeat(2)).split(len(labels)), []
+    assert not torch.equal(*points)
+    w2 = [class_wasserstein_squared(z, labels, LATENTS.test, labels) for z in points]
+    assert result["w2_squared"] == pytest.approx(sum(sum(one.values()) for one in w2) / 20)
+    assert result["w2_squared_by_class"]["3"] == pytest.approx((w2[0][3] + w2[1][3]) / 2)
+    for k in range(2):
+        real, classes = task._picked(torch.bincount(labels).tolist(), turn=k / 2)
+        assert len(torch.unique(real, dim=0)) == len(real)
+        found = class_wasserstein_squared(real, classes, LATENTS.test, labels)
+        floors.append(sum(found.values()) / 10)
+    assert floors[0] != floors[1]
+    assert result["w2_squared_floor"] == pytest.approx(sum(floors) / 2)
+    with pytest.raises(OptionError, match="judge_draws: got 0"):
+        LatentTask(LATENTS, judge_draws=0)
+
+
+def test_one_cloud_of_all_classes_is_read_by_its_shares(tmp_path):
+    class Sign(torch.nn.Module):
+        def forward(self, images):
+            return 9 * (images[:, 0, :1] > 0.5) * torch.tensor([0.0, 1.0])
+
+    points = torch.tensor([0.0, 1.0]).repeat_interleave(torch.tensor([30, 10]))[:, None]
+    latents = Latents.from_arrays(points, test=points + 0.1, decode=lambda z: z[:, None])
+    task = LatentTask(latents, classifier=Sign(), judge_samples=8)
+    result = task.judge(ConditionalMLP(1, 1, 1, width=4), [], tmp_path)
+    made = task.sample(ConditionalMLP(1, 1, 1, width=4), torch.zeros(8, dtype=torch.long))
+    ones = float((made > 0.5).double().mean())
+    assert result["share_error"] == pytest.approx(abs(ones - 0.25))
+    assert result["share_error_floor"] == 0 and result["sure_floor"] == 0.25
+    assert "accuracy" not in result
 
 
 def test_so_many_held_out_latents_judge(tmp_path):

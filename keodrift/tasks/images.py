@@ -1,4 +1,4 @@
-"""A decoder of images, and features of them, that the user names by import path."""
+"""Images of latents: decoders and features by import path, what a classifier reads, figures."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from keodrift import plots
+from keodrift.data import Latents
 from keodrift.errors import DtypeError, OptionError, ShapeError
 
 Map = Callable[[Tensor], Tensor]
 BATCH = 64  # latents decoded at once; bounds memory, not the result
+SURE = 0.9  # probability from which a classifier is said to be sure
 
 
 def imported(argument: str, path: str | Map) -> Map:
@@ -77,3 +80,64 @@ def _checked(name: str, given: Tensor, made: Any, rest: str) -> Tensor:
         got = f"a function from {tuple(given.shape)} to {tuple(made.shape)}"
         raise ShapeError(name, got, f"one to ({len(given)}, {rest})")
     return made
+
+
+def readings(odds: Tensor, real: Tensor, labels: Tensor) -> dict[str, float]:
+    """What a classifier reads off samples, beside what it reads off real ones.
+
+    Args:
+        odds: Its probabilities of the samples, ``(n, k)``.
+        real: Those of real ones, ``(m, k)``.
+        labels: Classes that were asked for, ``(n,)``.
+
+    Returns:
+        ``sure``: the share of the samples of which one class has a probability of 0.9 or more.
+        ``share_error``: how far the shares of the classes are from those of real ones, in total
+        variation. ``accuracy``, where several classes were asked for: the share read as asked.
+
+    Example:
+        >>> odds = torch.tensor([[1.0, 0.0], [0.4, 0.6]])
+        >>> readings(odds, odds[:1], torch.tensor([0, 0]))
+        {'sure': 0.5, 'share_error': 0.5}
+    """
+    read, classes = odds.argmax(-1), odds.shape[-1]
+    shares = [
+        torch.bincount(found, minlength=classes).double() / len(found)
+        for found in (read, real.argmax(-1))
+    ]
+    found = {
+        "sure": float((odds.amax(-1) >= SURE).double().mean()),
+        "share_error": float((shares[0] - shares[1]).abs().sum()) / 2,
+    }
+    if bool((labels != labels[0]).any()):
+        found["accuracy"] = float((read == labels).double().mean())
+    return found
+
+
+def shown(
+    latents: Latents, points: Tensor, labels: Tensor, real: Tensor, real_labels: Tensor
+) -> Any:
+    """A figure of samples: images of every class beside real ones, or two directions.
+
+    Args:
+        latents: What they are samples of.
+        points: Samples, ``(n, d)``.
+        labels: Their classes, ``(n,)``.
+        real: Real latents, ``(m, d)``.
+        real_labels: Theirs, ``(m,)``.
+    """
+    count = 8
+    if latents.decode is not None and latents.image_shape is not None:
+        rows = []
+        for k, name in enumerate(latents.class_names):
+            own, theirs = points[labels == k], real[real_labels == k]
+            both = torch.cat([cloud[torch.arange(count) % len(cloud)] for cloud in (own, theirs)])
+            rows.append((name, latents.decode(both)))
+        title = "Generated images, one pass each, beside real ones"
+        return plots.plot_image_rows(rows, title=title, split=count)
+    if latents.dim == 1:
+        axes = torch.tensor([[1.0, 0.0]], dtype=real.dtype)
+    else:
+        axes = torch.linalg.svd(real - real.mean(0), full_matrices=False).Vh[:2].mT
+    title = "Generated latents should cover the real ones, in two leading directions"
+    return plots.plot_samples({"generated": points @ axes}, real @ axes, title=title)

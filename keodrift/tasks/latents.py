@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from keodrift import plots
+from keodrift.checks import check_positive
 from keodrift.data import Latents
 from keodrift.errors import OptionError
 from keodrift.exports import KNOWN
@@ -27,11 +28,11 @@ from keodrift.metrics import (
 from keodrift.metrics.clouds import by_class
 from keodrift.networks import sample
 from keodrift.tasks.guidance import Guidance
-from keodrift.tasks.images import Map, image_features, imported
+from keodrift.tasks.images import Map, image_features, imported, readings, shown
 from keodrift.tasks.latent_batches import latent_batches
 from keodrift.tasks.task import Task, check_count
 from keodrift.training import BatchSource
-from keodrift.vision import accuracy
+from keodrift.vision import class_probabilities
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class LatentTask(Task):
             default.
         judge_samples: Held-out latents of each class that judge at the end, and as many samples;
             all there are by default.
+        judge_draws: How often the judge draws them, and other training latents for the floor; it
+            gives the means.
         decoder: Latents ``(n, d)`` to images ``(n, …)``, a function or its import path, such as
             ``"package.module:function"``; what the latents bring by default.
         features: Images to features ``(n, f)``, likewise: the judge compares those as well (FID,
@@ -72,6 +75,7 @@ class LatentTask(Task):
     classifier: nn.Module | None = None
     evaluate_samples: int = 200
     judge_samples: int | None = None
+    judge_draws: int = 1
     decoder: str | Map | None = None
     features: str | Map | None = None
 
@@ -81,6 +85,7 @@ class LatentTask(Task):
         super().__post_init__()
         if self.judge_samples is not None:
             check_count("judge_samples", self.judge_samples)
+        check_positive("judge_draws", self.judge_draws, integer=True)
         if self.decoder is not None:
             decode = imported("decoder", self.decoder)
             object.__setattr__(self, "latents", replace(self.latents, decode=decode))
@@ -153,19 +158,21 @@ class LatentTask(Task):
         Returns:
             Means over classes: ``w2_squared``, ``w2_relative`` (over the variance of the class),
             ``latent_frechet``, ``variance_ratio`` and ``nearest_neighbour`` (½ is
-            indistinguishable), where there is a classifier ``accuracy``, and where there are
-            features ``image_frechet``; each again as ``…_floor``, which is what training latents
-            score; then ``w2_squared_by_class``.
+            indistinguishable), where there are features ``image_frechet``, and where there is a
+            classifier what `readings` finds in all samples. Each again as ``…_floor``, which is
+            what training latents score; then ``w2_squared_by_class``.
         """
-        labels = self._real[1]
-        points = self.sample(network, labels)
-        scores, by_class = self._scores(points, labels)
+        labels, draws = self._real[1], self.judge_draws
+        counts = torch.bincount(labels).tolist()
+        clouds = self.sample(network, labels.repeat(draws)).split(len(labels))
+        scores, by_class = self._mean_scores((points, labels) for points in clouds)
         result: dict[str, Any] = {**scores, "w2_squared_by_class": by_class}
-        floor, _ = self._scores(*self._picked(torch.bincount(labels).tolist()))
+        floor, _ = self._mean_scores(self._picked(counts, turn=k / draws) for k in range(draws))
         result |= {f"{name}_floor": value for name, value in floor.items()}
+        points = clouds[0]
         title = "$W_2^2$ of a class falls towards what real latents score"
         self._draw_curve(history, result["w2_squared_floor"], title, folder)
-        plots.save_figure(self._shown(points, labels), folder / "samples.png")
+        plots.save_figure(shown(self.latents, points, labels, *self._real), folder / "samples.png")
         with atomic_path(folder / "samples.npz") as draft:
             np.savez(draft, generated=points.cpu().numpy(), labels=labels.cpu().numpy())
         return result
@@ -188,6 +195,20 @@ class LatentTask(Task):
         decode, features = self.latents.decode, self.features
         return image_features(points, decode, features)  # type: ignore[arg-type]  # checked above
 
+    @cached_property
+    def _real_odds(self) -> Tensor:
+        return self._odds(self._real[0])
+
+    def _odds(self, points: Tensor) -> Tensor:
+        decode, classifier = self.latents.decode, self.classifier
+        return class_probabilities(classifier, decode(points))  # type: ignore[arg-type, misc]
+
+    def _mean_scores(
+        self, clouds: Iterable[tuple[Tensor, Tensor]]
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        scores, by_class = zip(*(self._scores(*cloud) for cloud in clouds), strict=True)
+        return _mean(scores), _mean(by_class)
+
     def _scores(self, points: Tensor, labels: Tensor) -> tuple[dict[str, float], dict[str, float]]:
         clouds = (points, labels, *self._real)
         w2 = class_wasserstein_squared(*clouds, cap=len(labels))
@@ -203,36 +224,26 @@ class LatentTask(Task):
             features = (self._features(points), labels, self._real_features, self._real[1])
             measures["image_frechet"] = by_class(frechet_distance, *features, least=2)
         means = {name: statistics.fmean(found.values()) for name, found in measures.items()}
-        if self.classifier is not None and self.latents.decode is not None:
-            means["accuracy"] = accuracy(self.classifier, self.latents.decode(points), labels)
+        if self.classifier is not None:
+            means |= readings(self._odds(points), self._real_odds, labels)
         return means, {self.latents.class_names[k]: value for k, value in w2.items()}
 
-    def _picked(self, most: Sequence[int], *, test: bool = False) -> tuple[Tensor, Tensor]:
-        """Evenly picked latents and their classes, of each so many or all there are."""
+    def _picked(
+        self, most: Sequence[int], *, test: bool = False, turn: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Evenly picked latents and their classes, of each so many or all there are.
+
+        Another ``turn`` in [0, 1) takes others, as far as there are.
+        """
         picks, labels = [], []
         for k in range(self.latents.classes):
             own = self.latents.of_class(k, test=test)
             count = min(len(own), most[k])
-            picks.append(own[torch.arange(count) * len(own) // count])
+            first = int(turn * len(own))
+            picks.append(own[(torch.arange(count) * len(own) + first) // count])
             labels.append(torch.full((count,), k))
         return torch.cat(picks), torch.cat(labels)
 
-    def _shown(self, points: Tensor, labels: Tensor) -> Any:
-        """Images of every class beside real ones, or the two leading directions."""
-        latents, (real, classes), count = self.latents, self._real, 8
-        if latents.decode is not None and latents.image_shape is not None:
-            rows = []
-            for k, name in enumerate(latents.class_names):
-                own, theirs = points[labels == k], real[classes == k]
-                shown = torch.cat(
-                    [cloud[torch.arange(count) % len(cloud)] for cloud in (own, theirs)]
-                )
-                rows.append((name, latents.decode(shown)))
-            title = "Generated images, one pass each, beside real ones"
-            return plots.plot_image_rows(rows, title=title, split=count)
-        if latents.dim == 1:
-            axes = torch.tensor([[1.0, 0.0]], dtype=real.dtype)
-        else:
-            axes = torch.linalg.svd(real - real.mean(0), full_matrices=False).Vh[:2].mT
-        title = "Generated latents should cover the real ones, in two leading directions"
-        return plots.plot_samples({"generated": points @ axes}, real @ axes, title=title)
+
+def _mean(found: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.fmean(one[name] for one in found) for name in found[0]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from keodrift.vision.autoencoder import ConvAutoencoder
 from keodrift.vision.cached import cache_folder
-from keodrift.vision.classifier import ImageClassifier, accuracy
+from keodrift.vision.classifier import ImageClassifier, accuracy, class_probabilities
 from keodrift.vision.fitting import Fittable, fit
 from keodrift.vision.trained import (
     image_autoencoder,
@@ -19,6 +19,7 @@ __all__ = [
     "ImageClassifier",
     "accuracy",
     "cache_folder",
+    "class_probabilities",
     "fit",
     "image_autoencoder",
     "image_classifier",

@@ -119,6 +119,21 @@ def accuracy(classifier: nn.Module, images: Tensor, labels: Tensor) -> float:
     if not len(images) or labels.shape != images.shape[:1]:
         got = f"{tuple(labels.shape)} for images {tuple(images.shape)}"
         raise ShapeError("labels", got, "one label an image, and one image at least")
-    parts = zip(images.split(BATCH), labels.split(BATCH), strict=True)
-    right = sum(int((classifier(to_unit(x)).argmax(-1) == y).sum()) for x, y in parts)
-    return right / len(images)
+    read = class_probabilities(classifier, images).argmax(-1)
+    return int((read == labels).sum()) / len(images)
+
+
+@torch.no_grad()
+def class_probabilities(classifier: nn.Module, images: Tensor) -> Tensor:
+    """How sure a classifier is of every class, ``(n, classes)``: softmax of its logits, in batches.
+
+    Args:
+        classifier: Images ``(n, H, W)`` to logits; judges as it is, so in evaluation mode.
+        images: In [0, 1], or uint8 in 0…255, ``(n, H, W)``.
+
+    Example:
+        >>> classifier = ImageClassifier((8, 8), classes=2).eval()
+        >>> class_probabilities(classifier, torch.rand(5, 8, 8)).sum(-1)
+        tensor([1., 1., 1., 1., 1.])
+    """
+    return torch.cat([classifier(to_unit(part)).softmax(-1) for part in images.split(BATCH)])
