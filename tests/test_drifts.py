@@ -310,3 +310,17 @@ def test_single_precision_is_the_reference_to_its_rounding(clouds, make):
     p = ref.problem(x, y, 0.9)
     bound = ref.tolerance(p, torch.float32, passes=2)
     torch.testing.assert_close(got.double(), exact, rtol=0, atol=bound)
+
+
+def test_the_joint_field_lives_where_products_of_softmaxes_vanish(cloud):
+    """A tight cloud of particles many temperatures away from the data, as networks begin."""
+    x, y = 0.01 * cloud(0, 20, 2), cloud(1, 30, 2) + 6
+    drift = kd.TwoSidedDrift(0.25, form="joint", cost="squared")
+    logits = -(ref.pairs(x, torch.cat([y, x]), "squared") / 0.25).float()
+    logits[:, 30:].fill_diagonal_(-torch.inf)
+    stored = (logits.softmax(1) * logits.softmax(0)).sqrt()
+    assert stored[:, :30].max() == 0  # single precision has nothing left to be pulled by
+    expected = ref.joint(ref.problem(x, y, 0.25, cost="squared", mask=True))()
+    found = drift(x.float(), y.float()).double()
+    assert expected.norm() > 0
+    assert (found - expected).norm() < 1e-4 * expected.norm()

@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
+from matplotlib.image import imread
 
 from keodrift.data import Latents, load_digit_images, load_mnist
 from keodrift.drifts import Drift, SinkhornDrift, TwoSidedDrift
@@ -205,9 +206,10 @@ class MnistGrid(Study[Cell]):
         return claims
 
     def draw(self, rows: list[Row], folder: Path, stem: Path) -> None:
-        """EMD and accuracy over τ as ``STEM.png``."""
+        """EMD and accuracy over τ as ``STEM.png``, samples as ``STEM_samples.png``."""
         if not rows:
             return
+        self._draw_samples(folder, stem)
         figure, axes = new_figure(10, 7, 2, 2)
         for j, cost in enumerate(self.costs):
             for i, (name, word) in enumerate((("w2_squared", "EMD"), ("accuracy", "accuracy"))):
@@ -228,6 +230,24 @@ class MnistGrid(Study[Cell]):
         axes[0, 0].legend(fontsize="small")
         figure.suptitle(f"{self.title}: EMD lower, accuracy higher is better")
         save_figure(figure, stem.with_suffix(".png"))
+
+    def _draw_samples(self, folder: Path, stem: Path) -> None:
+        """Samples at the smallest and the largest τ of the first kernel and seed, as its Fig. 3."""
+        ends = {min(self.taus), max(self.taus)}
+        shown = [
+            (f"{cell.method}, τ = {cell.tau:g}", path.with_suffix("") / "samples.png")
+            for cell, path in self.finished(folder)
+            if cell.seed == self.seeds[0] and cell.cost == self.costs[0] and cell.tau in ends
+        ]
+        if not shown:
+            return
+        figure, axes = new_figure(14, 7 * -(-len(shown) // 2), -(-len(shown) // 2), 2)
+        for panel in axes.flat:
+            panel.axis("off")
+        for panel, (title, path) in zip(axes.flat, shown, strict=False):
+            panel.imshow(imread(path))
+            panel.set_title(title)
+        save_figure(figure, stem.with_name(f"{stem.name}_samples.png"))
 
 
 def drift_of(cell: Cell) -> Drift:
