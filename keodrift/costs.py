@@ -1,9 +1,9 @@
 """Ground costs: one expression c(x, y) that every engine reads.
 
 An expression receives ``x`` of shape ``(…, N, 1, d)`` and ``y`` of shape ``(…, 1, M, d)``, as
-tensors or as KeOps LazyTensors, and reduces the last axis: ``((x - y) ** 2).sum(-1)``. What more
-is known of a cost stands beside its expression: engines and starts ask for the knowledge, not for
-the name.
+tensors, as symbols of coordinates (what those can do, KeOps vectorises) or as KeOps LazyTensors,
+and reduces the last axis: ``((x - y) ** 2).sum(-1)``. What more is known of a cost stands beside
+its expression: engines and starts ask for the knowledge, not for the name.
 """
 
 from __future__ import annotations
