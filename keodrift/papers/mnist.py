@@ -241,7 +241,8 @@ class MnistGrid(Study[Cell]):
         ]
         if not shown:
             return
-        figure, axes = new_figure(14, 7 * -(-len(shown) // 2), -(-len(shown) // 2), 2)
+        lines = -(-len(shown) // 2)
+        figure, axes = new_figure(12, 4.2 * lines, lines, 2)
         for panel in axes.flat:
             panel.axis("off")
         for panel, (title, path) in zip(axes.flat, shown, strict=False):
