@@ -20,8 +20,7 @@ from pathlib import Path
 import torch
 from common import begin, machine, markdown, seconds
 
-from keodrift.checks import check_cost
-from keodrift.costs import COSTS, as_cost
+from keodrift.costs import COSTS, as_cost, check_cost
 from keodrift.files import write_json
 from keodrift.plots import new_figure, save_figure
 from keodrift.reductions import gibbs_kernel, mean_cost

@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py dimensions=[2] tau=0.01 peers=[keodrift] name=small-tau
-    python benchmarks/scaling.py sizes=[1000,3000] limit=20 output=/tmp/scaling
+    python benchmarks/scaling.py sizes=[1000,3000] limit=20 output=outputs/small
 
 Every cell computes V once at all particles, in float32 and a process of its own, under
 exp(−‖x−y‖²/τ): half-trained eight Gaussians in the plane, a mixture of eight in higher d. Its

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
-from keodrift.costs import Cost, recognised
 from keodrift.errors import (
-    CostError,
     DeviceError,
     DtypeError,
     NonFiniteError,
@@ -22,7 +19,6 @@ from keodrift.errors import (
 )
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-PROBES = 32  # points of a cloud, at most, that a user's cost is tried on
 
 
 def check_cloud(name: str, points: Tensor, like: Tensor | None = None) -> Tensor:
@@ -211,49 +207,3 @@ def check_positive(name: str, value: object, *, integer: bool = False) -> None:
     whole = isinstance(value, Integral) or not integer
     if not (whole and math.isfinite(number) and number > 0):
         raise OptionError(name, repr(value), f"a positive {'integer' if integer else 'number'}")
-
-
-def check_temperature(tau: float, cost: Cost, *clouds: Tensor) -> None:
-    """Checks that C/τ between points of the clouds stays within their dtype.
-
-    Raises:
-        TemperatureError: It does not.
-    """
-    if cost.lift is not None:
-        clouds = tuple(cost.lift(z) for z in clouds)
-    low, high = (torch.stack([z.aminmax(dim=-2)[k].double() for z in clouds]) for k in (0, 1))
-    if cost.curvature is not None:
-        # Each cloud about its own mean: what lies between them is kept in float64.
-        widest = cost.curvature * (high - low).norm(dim=-1).sum(0).square() / 2
-    elif cost.radial is not None:
-        widest = cost.radial((high.amax(0) - low.amin(0)).norm(dim=-1))
-    else:
-        few = torch.cat([z[..., :: -(-z.shape[-2] // PROBES), :] for z in clouds], -2)
-        widest = 16 * cost.pairs(few, few).abs().double()
-    reach, limit = float(widest.max()) / tau, torch.finfo(clouds[0].dtype).max / 1024
-    if not reach < limit:
-        needs = f"one at which it stays below {limit:.0e}"
-        needs += ", or float64" if clouds[0].dtype != torch.float64 else ""
-        raise TemperatureError("tau", f"{tau:g}, at which C/τ reaches {reach:.0e}", needs)
-
-
-def check_cost(cost: Cost, *clouds: Tensor) -> Cost:
-    """Tries a user's expression on some points of each cloud, for what it is.
-
-    Returns:
-        The cost, with its symmetry known, or as the known cost that it is.
-
-    Raises:
-        CostError: It fails, or does not return one finite number a pair.
-    """
-    if cost.by_distance:
-        return cost
-    few = torch.cat([z[..., :: -(-z.shape[-2] // PROBES), :] for z in clouds], -2)
-    values = cost.pairs(few, few)
-    if not bool(torch.isfinite(values).all()):
-        raise CostError("cost", f"'{cost.name}' returning NaN or infinity", "finite values")
-    cost = recognised(cost, few.reshape(-1, few.shape[-1])[:PROBES])
-    if cost.symmetric is not None:
-        return cost
-    off, size = float((values - values.mT).abs().max()), float(values.abs().max())
-    return replace(cost, symmetric=off <= 64 * torch.finfo(values.dtype).eps * size)

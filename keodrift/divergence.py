@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from keodrift import checks
-from keodrift.costs import Cost, as_cost
+from keodrift.costs import Cost, as_cost, check_cost, check_temperature
 from keodrift.drifts.clouds import Cloud
 from keodrift.fields import saturated
 from keodrift.reductions import Engine, check_backend
@@ -74,8 +74,8 @@ def sinkhorn_divergence(
     if tol is None:
         tol = 1e-6 if points[0].dtype == torch.float64 else 1e-4
     solver = Sinkhorn(tol=tol, max_half_steps=max_half_steps)
-    cost = checks.check_cost(cost, *points)
-    checks.check_temperature(tau, cost, *points)
+    cost = check_cost(cost, *points)
+    check_temperature(tau, cost, *points)
     return _Divergence.apply(x, y, clouds, (cost, tau, backend), reach, solver)
 
 

@@ -100,6 +100,11 @@ class Side:
     tau: float | Tensor
     backend: str | Engine = "auto"
 
+    @property
+    def taus(self) -> Tensor:
+        """The temperature of each problem, float64 ``(…, 1)``."""
+        return torch.as_tensor(self.tau, dtype=torch.float64, device=self.bias.device)[..., None]
+
     def kernel(self, z: Tensor, mask_self: bool = False) -> GibbsKernel:
         """The Gibbs kernel between queries ``z (…, N, d)`` and the cloud."""
         return gibbs_kernel(

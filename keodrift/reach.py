@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from keodrift.checks import check_cloud, check_cost, check_positive
-from keodrift.costs import as_cost
+from keodrift.checks import check_cloud, check_positive
+from keodrift.costs import as_cost, check_cost
 from keodrift.errors import ArgumentError, ShapeError
 from keodrift.reductions import all_costs
 

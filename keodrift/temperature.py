@@ -44,8 +44,7 @@ def row_entropy(side: Side, z: Tensor) -> Tensor:
         means = kernel.barycentre(side.bias, torch.cat([biases, y, _half_square(y)], -1))
         bias, towards = means[..., 0], means[..., 1:-1]
         logit = _half_square(z)[..., 0] - (z * towards).sum(-1) + means[..., -1]
-        tau = torch.as_tensor(side.tau, dtype=torch.float64, device=logit.device)
-        logit = logit * cost.curvature / tau[..., None]
+        logit = logit * cost.curvature / side.taus
     else:
         bias = kernel.barycentre(side.bias, biases)[..., 0]
         widest = float((mean_cost(z, side.points, cost, 512).abs() / side.tau).max())

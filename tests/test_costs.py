@@ -9,11 +9,11 @@ import reference as ref
 import torch
 
 import keodrift as kd
-from keodrift.checks import check_cost
 from keodrift.costs import (
     COSTS,
     Cost,
     as_cost,
+    check_cost,
     euclidean,
     half_squared,
     mahalanobis,
@@ -168,6 +168,25 @@ def check_verbs(cloud, cost, backend, dtype):
         torch.testing.assert_close(found.double(), expected.detach(), **tol)
 
 
+@pytest.mark.parametrize("graph", [False, True], ids=["", "graph"])
+@pytest.mark.parametrize("mask", [False, True], ids=["", "masked"])
+def test_keops_takes_a_matrix_of_a_cost(cloud, keops, graph, mask):
+    cost = Cost("metric", lambda x, y, a: ((x - y) @ a).abs().sum(-1), parameters={"a": MATRIX})
+    x, y, bias = cloud(0, 30, 3), cloud(1, 40, 3), cloud(2, 40)
+    logits = bias - cost.pairs(x, y) / 0.5
+    if mask:
+        logits.fill_diagonal_(-math.inf)
+    rows = x.clone().requires_grad_(graph)
+    kernel = gibbs_kernel(rows, y, cost, 0.5, mask_self=mask, backend="keops")
+    found = kernel.log_mass(bias)
+    torch.testing.assert_close(found.detach(), logits.logsumexp(-1))
+    torch.testing.assert_close(kernel.barycentre(bias).detach(), logits.softmax(-1) @ y)
+    if graph:
+        (slope,) = torch.autograd.grad(found.sum(), rows)
+        exact = gibbs_kernel(x, y, cost, 0.5, mask_self=mask, backend="dense")
+        torch.testing.assert_close(slope, -2 * exact.mean_cost_gradient(bias))
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_drifts_under_every_cost_are_those_of_dense_float64(cloud, name):
     x, y, cost = cloud(0, 20, 3) + 1, cloud(1, 25, 3) + 1, OTHERS[name]
@@ -197,6 +216,7 @@ def test_a_cost_written_by_hand_takes_the_path_of_the_one_it_is(cloud, expressio
         name: pytest.approx(value) if value else value for name, value in known.items()
     }
     x, y = cloud(1, 15, 3) + 1, cloud(2, 20, 3) + 1
+    torch.testing.assert_close(found.pairs(x, y), mine.pairs(x, y))
     pull = [(-mine.pairs(x, z) / 0.5).softmax(-1) @ z for z in (y, x)]
     drift = kd.OneSidedDrift(0.5, cost=expression, mask_self=False)
     torch.testing.assert_close(drift(x, y), pull[0] - pull[1])
@@ -216,6 +236,38 @@ def test_a_cost_written_by_hand_takes_the_path_of_the_one_it_is(cloud, expressio
 def test_what_only_resembles_a_known_cost_is_not_taken_for_it(cloud, expression):
     found = recognised(Cost("mine", expression), cloud(0, 32, 3))
     assert not found.by_distance and found.expression is expression
+
+
+@pytest.mark.parametrize(
+    "points", [torch.zeros(5, 2), torch.eye(2)[:1] * torch.arange(5.0)[:, None]]
+)
+def test_points_at_one_place_or_on_a_line_do_not_decide_what_a_cost_is(points):
+    """On a line L1 is a distance, and at one place every cost is every other."""
+
+    def l1(x, y):
+        return (x - y).abs().sum(-1)
+
+    assert not recognised(Cost("L1", l1), points).by_distance
+    z = torch.tensor([[3.0, 4.0]])
+    field = kd.OneSidedDrift(1.0, cost=l1, velocity="gradient", mask_self=False).fit(points, points)
+    side = field.data
+    torch.testing.assert_close(
+        side.kernel(z).log_mass(side.bias),
+        (side.bias - l1(z[:, None], points).double()).logsumexp(-1),
+        check_dtype=False,
+        rtol=0,
+        atol=1e-5,
+    )
+
+
+def test_a_cost_is_tried_where_every_cloud_lies(cloud):
+    """Data far from all particles have a cost of their own here."""
+    x, y = cloud(0, 40, 2), cloud(1, 50, 2) + 1e6
+
+    def patchy(x, y):
+        return ((x - y) ** 2).sum(-1) * (1 + ((x > 9e5) & (y > 9e5)).all(-1).to(x.dtype))
+
+    assert not check_cost(as_cost(patchy), x, y).by_distance
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,14 @@ def test_self_share_is_the_diagonal_of_the_softmax(cloud, cost, dtype):
     assert not kd.self_share(others).any()
 
 
+def test_self_share_of_a_batch_under_a_cost_that_holds_a_tensor(cloud):
+    x, y, w = cloud(0, 3, 20, 2), cloud(1, 3, 30, 2), torch.tensor([1.0, 3.0], dtype=F64)
+    cost = kd.Cost("w", lambda x, y, w: (w * (x - y).abs()).sum(-1), parameters={"w": w})
+    field = kd.OneSidedDrift(0.1, cost=cost, relative=True, mask_self=False).fit(x, y)
+    rows = (field.model.bias[:, None] - cost.pairs(x, x) / field.model.taus[..., None]).softmax(-1)
+    torch.testing.assert_close(kd.self_share(field), rows.diagonal(dim1=-2, dim2=-1))
+
+
 def test_pull_of_particles_on_themselves_is_what_a_mask_takes_away(cloud):
     x, y = cloud(0, 20, 2), cloud(1, 30, 2)
     bare, masked = (kd.OneSidedDrift(0.1, mask_self=mask)(x, y) for mask in (False, True))

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from keodrift.checks import check_cost, check_positive
+from keodrift.checks import check_positive
+from keodrift.costs import check_cost
 from keodrift.divergence import sinkhorn_divergence
 from keodrift.drifts import SinkhornDrift
 from keodrift.drifts.clouds import Cloud

@@ -52,8 +52,7 @@ def self_interaction(field: SoftmaxField) -> tuple[Tensor, Tensor]:
     own = (padded[..., :n, :] == x).all(-1)
     if field.mask_self or not bool(own.any()):
         return torch.zeros(x.shape[:-1], dtype=torch.float64, device=x.device), torch.zeros_like(x)
-    pairs = x.unsqueeze(-2)
-    logit = side.bias[..., :n] - side.cost.expression(pairs, pairs)[..., 0] / side.tau
+    logit = side.bias[..., :n] - side.cost.matched(x, x) / side.taus
     # Against the mass of all others, which is exact also where the share is next to 1.
     others = side.kernel(x, mask_self=True)
     share = torch.where(own, torch.sigmoid(logit - others.log_mass(side.bias)), 0.0)

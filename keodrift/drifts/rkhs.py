@@ -33,8 +33,7 @@ class KernelMasses:
         self, field: SoftmaxField, data: GibbsKernel, model: GibbsKernel, at_particles: bool
     ) -> tuple[Tensor, Tensor]:
         """The masses m⁺, m⁻ at the queries of the kernels."""
-        tau = torch.as_tensor(field.data.tau, dtype=torch.float64, device=field.data.bias.device)
-        rate = self.weight / tau[..., None]
+        rate = self.weight / field.data.taus
         plus, minus = data.log_mass(field.data.bias), model.log_mass(field.model.bias)
         return rate * plus.exp(), rate * minus.exp()
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from keodrift import checks
-from keodrift.costs import as_cost
+from keodrift.costs import as_cost, check_cost, check_temperature
 from keodrift.drifts.base import Drift
 from keodrift.drifts.clouds import Clouds, count
 from keodrift.errors import OptionError
@@ -63,9 +63,9 @@ class SoftmaxDrift(Drift):
                 raise OptionError(name, repr(getattr(self, name)), "True or False")
 
     def _tried_on(self, *clouds: Tensor) -> SoftmaxDrift:
-        cost = checks.check_cost(self.cost, *clouds)
+        cost = check_cost(self.cost, *clouds)
         if not self.relative:
-            checks.check_temperature(self.tau, cost, *clouds)
+            check_temperature(self.tau, cost, *clouds)
         return self if cost is self.cost else replace(self, cost=cost)
 
     def _together(self, n: int, m: int, d: int, problems: int, device: str) -> bool:

@@ -167,8 +167,9 @@ class GradientFlowGrid(Study[Cell]):
             f"{cells - done} of {cells} runs are missing, the others took {hours:.1f} h."
         )
         lines = []
+        bests = best_of(rows)
         for (target, flow), mine in grouped(rows, "target", "flow").items():
-            best = min(mine, key=lambda row: row["mmd_squared"])
+            best = bests[target, flow]
             low, high = (end(mine, key=lambda row: row["value"]) for end in (min, max))
             lines.append(
                 (

@@ -12,7 +12,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
-from matplotlib.image import imread
 
 from keodrift.data import Latents, load_digit_images, load_mnist
 from keodrift.drifts import Drift, SinkhornDrift, TwoSidedDrift
@@ -241,6 +240,8 @@ class MnistGrid(Study[Cell]):
         ]
         if not shown:
             return
+        from matplotlib.image import imread  # imported here: it takes a second
+
         lines = -(-len(shown) // 2)
         figure, axes = new_figure(12, 4.2 * lines, lines, 2)
         for panel in axes.flat:

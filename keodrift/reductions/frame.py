@@ -76,23 +76,19 @@ class Frame:
     def to(self, dtype: torch.dtype) -> Frame:
         """The same pairs in another dtype; the queries keep their graph."""
         x, y, rate = (z.to(dtype) for z in (self.x, self.y, self.rate))
-        return replace(self, x=x, y=y, rate=rate)
+        x_own, y_own = (None if z is None else z.to(dtype) for z in (self.x_own, self.y_own))
+        return replace(self, x=x, y=y, rate=rate, x_own=x_own, y_own=y_own)
 
     @property
     def values(self) -> Tensor:
         """What is averaged for a barycentre: working atoms, or offsets of what was lifted."""
-        return self.y if self.y_own is None else self.y_own - self._own_origin
+        return self.y if self.y_own is None else self.y_own - _middle(self.y_own)
 
     def atoms(self, averages: Tensor) -> Tensor:
         """Brings averages of `values` back to the coordinates of the cloud."""
         if self.y_own is not None:
-            return self._own_origin + averages
+            return _middle(self.y_own) + averages
         return self.y_origin + averages / self.scale.to(averages.dtype)
-
-    @property
-    def _own_origin(self) -> Tensor:
-        assert self.y_own is not None
-        return self.y_own.mean(-2, keepdim=True)
 
     def lowered(self, slopes: Tensor) -> Tensor:
         """Slopes in working queries as slopes in the queries themselves."""
@@ -104,6 +100,10 @@ class Frame:
             x = x if graph else x.clone().requires_grad_()
             (found,) = torch.autograd.grad(lift(x), x, slopes.clone(), create_graph=graph)
         return found
+
+
+def _middle(points: Tensor) -> Tensor:
+    return points.mean(-2, keepdim=True)
 
 
 def make_frame(x: Tensor, y: Tensor, cost: Cost, tau: Tensor, mask_self: bool) -> Frame:

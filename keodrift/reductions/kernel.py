@@ -19,8 +19,8 @@ from torch import Tensor
 
 from keodrift.errors import CostError
 from keodrift.reductions.frame import Frame
-from keodrift.reductions.memory import within_memory
 from keodrift.reductions.precision import in_full_precision
+from keodrift.reductions.shortage import within_memory
 
 # Temperatures τ or 1/τ beyond which slopes of a distance are taken in float64: with quotients by
 # distances, single precision would overflow.

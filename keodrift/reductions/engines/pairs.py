@@ -60,8 +60,16 @@ class PairKernel(GibbsKernel):
         if values is not None:
             values = torch.cat([torch.ones_like(values[..., :1]), values], -1)
         total = self._plain_sum(bias, guess, values)
-        # Beyond these bounds single terms may have overflowed, or underflowed to denormals.
-        mass, edge = total[..., 0], torch.finfo(total.dtype).max ** (1 / 3)
-        if not bool(((mass < edge) & (mass > 1 / edge)).all()):
+        mass = total[..., 0]
+        if not trusted(mass):
             return None
         return top + guess.double() + mass.double().log(), total[..., 1:] / total[..., :1]
+
+
+def trusted(mass: Tensor) -> bool:
+    """Whether masses of a plain sum are within bounds.
+
+    Beyond them single terms may have overflowed, or underflowed to denormals.
+    """
+    edge = torch.finfo(mass.dtype).max ** (1 / 3)
+    return bool(((mass < edge) & (mass > 1 / edge)).all())
