@@ -2,8 +2,8 @@
 
 What is stored was computed once, in float64 where not said otherwise, and is met to rounding; where
 a solve or a training amplifies roundings, the comment beside the tolerance says by how much. Solves
-are stored since the self problem measures its column error, and joint fields away from the
-particles since a new row counts in its own columns.
+are stored since they begin at few clusters, and joint fields away from the particles since a new
+row counts in its own columns.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ R = TypeVar("R")
 _lock = threading.Lock()
 _inside: Counter[str] = Counter()  # how many are, by the setting they need
 _kept: dict[str, Any] = {}  # what the settings were before the first
+_mine = threading.local()  # devices for which this thread is inside: entering again is free
 
 
 @contextmanager
@@ -32,6 +33,10 @@ def full_precision(device: str) -> Iterator[None]:
     Args:
         device: Type of the device that holds the points.
     """
+    mine: set[str] = _mine.__dict__.setdefault("devices", set())
+    if device in mine and not torch.is_autocast_enabled(device):
+        yield
+        return
     setting, read, write, exact = _products(device)
     with torch.autocast(device, enabled=False):
         with _lock:
@@ -39,9 +44,11 @@ def full_precision(device: str) -> Iterator[None]:
                 _kept[setting] = read()
                 write(exact)
             _inside[setting] += 1
+        mine.add(device)
         try:
             yield
         finally:
+            mine.discard(device)
             with _lock:
                 _inside[setting] -= 1
                 if not _inside[setting]:
@@ -66,6 +73,7 @@ def _forget_other_threads() -> None:
     for setting in list(_kept):
         _products(setting)[2](_kept.pop(setting))
     _inside.clear()
+    _mine.__dict__.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -3,7 +3,7 @@
 With the rows of the coupling P exact, the dual F(g) = ⟨a, f(g)⟩ + ⟨b, g⟩ has the gradient b − Pᵀ1
 and the negative Hessian diag(Pᵀ1) − Pᵀ diag(1/a) P. What half-steps mend slowly, the balance of
 mass between modes, are small eigenvalues of that matrix, which a factorisation does not mind. It
-costs k³, so this is for a hundred clusters.
+costs k³, so this is for a few hundred clusters.
 
 With relaxed marginals a′ = a·exp(−f/r) and b′ = b·exp(−g/r) the gradient is b′ − Pᵀ1 and the
 negative Hessian diag(Pᵀ1) + diag(b′)/r − λPᵀ diag(1/a′) P; both are divided by the mass of P here.
@@ -20,7 +20,7 @@ from keodrift.transport.problem import EntropicProblem
 
 LEAST = -150.0  # exponents stop here: what they stand for, and its square, is not denormal (slow)
 TRIALS = 60  # steps at most, rejected ones included
-RIDGE, LEAST_RIDGE = 1e-8, 1e-10  # Levenberg's, relative to b
+RIDGE, LEAST_RIDGE = 1e-2, 1e-10  # Levenberg's, relative to b
 GROWTH, DECAY = 30.0, 0.1  # of the ridge, after a rejected and after an accepted step
 
 

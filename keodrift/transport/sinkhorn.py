@@ -21,6 +21,7 @@ from torch import Tensor
 
 from keodrift.checks import check_positive
 from keodrift.errors import ConvergenceWarning, OptionError, users_stacklevel
+from keodrift.reductions.precision import full_precision
 from keodrift.transport.anderson import Anderson
 from keodrift.transport.problem import EntropicProblem
 
@@ -160,9 +161,10 @@ class Sinkhorn:
 
     def couple(self, problem: EntropicProblem, start: Start) -> Coupling:
         """The coupling; a warning says where the cap was reached before the tolerance."""
-        if self.half_steps is not None:
-            return self._iterate(problem, self.half_steps)
-        found = self.solve(problem, start)
+        with full_precision(problem.x.device.type):  # once, and not in every half-step
+            if self.half_steps is not None:
+                return self._iterate(problem, self.half_steps)
+            found = self.solve(problem, start)
         if not bool(found.converged.all()):
             warnings.warn(
                 f"Sinkhorn {found.reason}; raise max_half_steps, tol or tau, or use float64.",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,10 +22,12 @@ from keodrift.transport.sinkhorn import Coupling, Sinkhorn
 
 CLUSTERS = 4096  # at most, at the finest coarse level
 REFINEMENT = 4  # points a cluster, at least, from level to level
+STEEP_REFINEMENT = 8  # the same where that leads to what Newton's method takes
 SYMMETRIC = 512  # points of a self problem that needs no coarser one
-DIRECT = 128  # points that Newton's method takes
+DIRECT = 256  # points that Newton's method takes
 SMALLEST = 16  # clusters of the coarsest level, at least
-COARSE_TOL = 0.3  # of a coarse problem, relative to that of the fine one
+COARSE_TOL = 0.3  # of the finest coarse problem, relative to that of the fine one
+COARSER_TOL = 2.0  # of each coarser one, relative to that of the one before: it is farther off
 PATIENCE = 10  # half-steps a cluster, at most: the next level takes what is left
 COOLING = 4.0  # factor between temperatures
 REACH = 20  # tolerances that points may have moved, in lengths of τ, for a carried potential
@@ -50,8 +53,14 @@ def cooled(problem: EntropicProblem, solver: Sinkhorn) -> Coupling:
     return Coupling(problem, g, solver.tol)
 
 
-def coarse(problem: EntropicProblem, solver: Sinkhorn) -> Coupling:
-    """The potential of ever coarser problems, brought to the points by one pass."""
+def coarse(problem: EntropicProblem, solver: Sinkhorn, share: float = COARSE_TOL) -> Coupling:
+    """The potential of ever coarser problems, brought to the points by one pass.
+
+    Args:
+        problem: The problem to begin.
+        solver: How it will be solved.
+        share: Tolerance of the coarse problem, relative to the solver's.
+    """
     if problem.symmetric and (problem.x.shape[-2] <= SYMMETRIC or not _reducible(problem)):
         return zero(problem, solver)  # whose rate is ½ at any τ
     if not _reducible(problem):
@@ -62,8 +71,8 @@ def coarse(problem: EntropicProblem, solver: Sinkhorn) -> Coupling:
     clusters = _clusters(problem)
     coarser = problem.coarsened(clusters)
     patience = min(solver.max_half_steps, PATIENCE * clusters)
-    rougher = replace(solver, tol=COARSE_TOL * solver.tol, max_half_steps=patience)
-    found = rougher.solve(coarser, coarse)
+    rougher = replace(solver, tol=share * solver.tol, max_half_steps=patience)
+    found = rougher.solve(coarser, partial(coarse, share=COARSER_TOL))
     g = found.potential_at(problem.y)
     f = g if problem.symmetric else coarser.row_step(found.g, at=problem.x)
     return Coupling(problem, g, solver.tol, f, coarse=found.levels)
@@ -130,7 +139,9 @@ def _direct(problem: EntropicProblem) -> bool:
 
 def _clusters(problem: EntropicProblem) -> int:
     """Clusters of the next coarser level."""
-    return min(CLUSTERS, problem.x.shape[-2] // REFINEMENT, problem.y.shape[-2] // REFINEMENT)
+    points = min(problem.x.shape[-2], problem.y.shape[-2])
+    steep = points // STEEP_REFINEMENT
+    return steep if steep <= DIRECT else min(CLUSTERS, points // REFINEMENT)
 
 
 def _reducible(problem: EntropicProblem) -> bool:
