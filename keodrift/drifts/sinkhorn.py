@@ -15,6 +15,7 @@ from keodrift.drifts.softmax import SoftmaxDrift
 from keodrift.errors import ConvergenceWarning, OptionError, users_stacklevel
 from keodrift.fields import Field, RowMasses, SoftmaxField
 from keodrift.transport import Again, Carried, Coupling, EntropicProblem, Sinkhorn, coarse
+from keodrift.transport.sinkhorn import Start
 from keodrift.transport.starts import displacement
 
 REFINEMENTS = 12  # quarters of tol, at most: a factor of 10⁷
@@ -108,7 +109,7 @@ class SinkhornDrift(SoftmaxDrift):
             EntropicProblem(x, clouds.y, a, clouds.b, *how, reach=reach),
             EntropicProblem(x, clouds.z, a, clouds.c, *how, masked, symmetric, reach),
         )
-        starts = [coarse, coarse]
+        starts: list[Start] = [coarse, coarse]
         if isinstance(start, SoftmaxField) and start.couplings:
             before = (start.particles, start.data.points, start.model.points)
             moved = max(map(displacement, before, (x, clouds.y, clouds.z)))

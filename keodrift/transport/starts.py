@@ -22,7 +22,7 @@ from keodrift.transport.sinkhorn import Coupling, Sinkhorn
 
 CLUSTERS = 4096  # at most, at the finest coarse level
 REFINEMENT = 4  # points a cluster, at least, from level to level
-STEEP_REFINEMENT = 8  # the same where that leads to what Newton's method takes
+STEEP, STEEPEST = 8, 128  # the same where so few are left: half-steps on few points cost little
 SYMMETRIC = 512  # points of a self problem that needs no coarser one
 DIRECT = 256  # points that Newton's method takes
 SMALLEST = 16  # clusters of the coarsest level, at least
@@ -140,8 +140,8 @@ def _direct(problem: EntropicProblem) -> bool:
 def _clusters(problem: EntropicProblem) -> int:
     """Clusters of the next coarser level."""
     points = min(problem.x.shape[-2], problem.y.shape[-2])
-    steep = points // STEEP_REFINEMENT
-    return steep if steep <= DIRECT else min(CLUSTERS, points // REFINEMENT)
+    steep = points // STEEP
+    return steep if steep <= STEEPEST else min(CLUSTERS, points // REFINEMENT)
 
 
 def _reducible(problem: EntropicProblem) -> bool:
