@@ -156,10 +156,20 @@ def test_weights_are_repeated_points(cloud, make):
 
 
 @BOTH
-def test_engines_agree(cloud, make):
+@pytest.mark.parametrize("backend", ["tiled", "keops"])
+def test_engines_agree(cloud, make, backend, request):
+    if backend == "keops":
+        request.getfixturevalue("keops")
     x, y = cloud(0, 60, D) + 1, cloud(1, 70, D)
-    dense, tiled = (make(0.5, lam=0.1, tol=1e-6, backend=name)(x, y) for name in ("dense", "tiled"))
-    torch.testing.assert_close(dense, tiled, rtol=0, atol=1e-5)
+    dense, other = (make(0.5, lam=0.1, tol=1e-6, backend=name)(x, y) for name in ("dense", backend))
+    torch.testing.assert_close(dense, other, rtol=0, atol=1e-5)
+
+
+@BOTH
+def test_cells_agree_where_they_compress(cloud, make):
+    x, y = (cloud(seed, 2000, D).float() + 1 - seed for seed in (0, 1))
+    dense, cells = (make(0.05, lam=0.1, backend=name)(x, y) for name in ("dense", "cells"))
+    torch.testing.assert_close(dense, cells, rtol=0, atol=1e-4)  # each sum leaves out 1e-5
 
 
 @BOTH
