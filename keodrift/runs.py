@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 import yaml
@@ -22,7 +23,7 @@ from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
@@ -223,6 +224,19 @@ def build(node: Any, *args: Any) -> Any:
         raise OptionError(str(node.get("_target_")), dict(node), f"a fix: {reason}") from error
 
 
+def _refuse_other_data(task: Any, data: Any) -> None:
+    """Refuses data that the task does not take before they are made, as far as both say."""
+    try:
+        made = get_type_hints(get_object(data._target_)).get("return")
+        kind = get_object(task._target_)
+        takes = get_type_hints(kind)[next(iter(signature(kind).parameters))]
+    except Exception:  # what cannot be read is judged once it is built
+        return
+    if isinstance(made, type) and isinstance(takes, type) and not issubclass(made, takes):
+        got = f"{made.__name__} for a {kind.__name__}"
+        raise OptionError("data", got, f"a {takes.__name__}, or another task")
+
+
 def _network(node: Any, task: Task) -> nn.Module:
     """The network of a node; what is ``auto`` in it is what the task's data need."""
     known = task.network_defaults()
@@ -263,6 +277,7 @@ def _build(config: Any) -> tuple[Task, Trainer]:
     for name in ("guidance", "classifier"):
         if config[name] is not None and name not in config.task:
             raise OptionError(name, "one", f"null: {config.task._target_} takes none")
+    _refuse_other_data(config.task, config.data)
     task = build(config.task, build(config.data))
     network = _network(config.network, task).to(device)
     described(network)  # or it could not be kept
