@@ -102,12 +102,14 @@ def test_a_cost_that_keops_cannot_compile_costs_itself_alone():
                 raise ValueError("no symbols please")
             return ((x - y) ** 2).sum(-1)
 
+        torch.manual_seed(0)
         x, y, bias = torch.randn(50, 2), torch.randn(60, 2), torch.zeros(60)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             for cost in (largest, refusing, largest):
                 streamed, stored = (gibbs_kernel(x, y, cost, backend=b) for b in ("keops", "dense"))
-                assert torch.allclose(streamed.log_mass(bias), stored.log_mass(bias))
+                # A log-mass near 0 has no relative error to speak of.
+                assert torch.allclose(streamed.log_mass(bias), stored.log_mass(bias), atol=1e-5)
                 assert torch.allclose(streamed.barycentre(bias), stored.barycentre(bias), atol=1e-5)
         said = [str(w.message) for w in caught if issubclass(w.category, kd.BackendWarning)]
         assert len(said) == 2, said
