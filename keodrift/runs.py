@@ -228,13 +228,12 @@ def _refuse_other_data(task: Any, data: Any) -> None:
     """Refuses data that the task does not take before they are made, as far as both say."""
     try:
         made = get_type_hints(get_object(data._target_)).get("return")
-        kind = get_object(task._target_)
+        kind: type = get_object(task._target_)
         takes = get_type_hints(kind)[next(iter(signature(kind).parameters))]
     except Exception:  # what cannot be read is judged once it is built
         return
-    if isinstance(made, type) and isinstance(takes, type) and not issubclass(made, takes):
-        got = f"{made.__name__} for a {kind.__name__}"
-        raise OptionError("data", got, f"a {takes.__name__}, or another task")
+    if issubclass(kind, Task) and isinstance(made, type) and isinstance(takes, type):
+        kind.check_data(made, takes)
 
 
 def _network(node: Any, task: Task) -> nn.Module:

@@ -86,8 +86,11 @@ def test_a_sweep_over_latents_trains_every_combination(tmp_path, capsys):
     [
         (["data=digits"], "data: got Latents for a PlanarTask, needs a Target"),
         (["task=latents", "data=spiral"], "data: got Target for a LatentTask, needs a Latents"),
-        # Before anything is downloaded or trained.
-        (["task=planar", "data=mnist"], "data: got Latents for a PlanarTask, needs a Target"),
+        # Before anything is read, downloaded or trained.
+        (
+            ["task=planar", "data=mnist", "data.images.source=nowhere"],
+            "data: got Latents for a PlanarTask, needs a Target",
+        ),
         (["guidance=omega"], "guidance: got one, needs null: keodrift.tasks.PlanarTask"),
         (["classifier=images"], "data.images"),
         (["task=latents", "network=mlp"], "network: got MLP with dim, classes = [2, None]"),

@@ -481,6 +481,21 @@ def test_threads_that_leave_out_of_order_restore_the_precision(one_setting, monk
         assert torch.is_autocast_enabled("cpu") == autocast
 
 
+def test_full_precision_entered_again_ends_where_it_was_first_entered():
+    with reduced_products():
+        before, exact = _products("cpu")[1](), _products("cpu")[3]
+        with full_precision("cpu"):
+            with torch.autocast("cpu", torch.bfloat16), full_precision("cpu"):
+                assert not torch.is_autocast_enabled("cpu")
+            for _ in range(2):
+                with full_precision("cpu"):
+                    assert not torch.is_autocast_enabled("cpu")
+                assert _products("cpu")[1]() == exact
+        assert _products("cpu")[1]() == before
+        with full_precision("cpu"):  # once left, it has to be entered in earnest
+            assert _products("cpu")[1]() == exact
+
+
 @every_call
 def test_calls_work_in_inference_mode(call):
     expected = call()

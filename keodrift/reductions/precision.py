@@ -34,7 +34,8 @@ def full_precision(device: str) -> Iterator[None]:
         device: Type of the device that holds the points.
     """
     mine: set[str] = _mine.__dict__.setdefault("devices", set())
-    if device in mine and not torch.is_autocast_enabled(device):
+    again = device in mine
+    if again and not torch.is_autocast_enabled(device):
         yield
         return
     setting, read, write, exact = _products(device)
@@ -48,7 +49,8 @@ def full_precision(device: str) -> Iterator[None]:
         try:
             yield
         finally:
-            mine.discard(device)
+            if not again:
+                mine.discard(device)
             with _lock:
                 _inside[setting] -= 1
                 if not _inside[setting]:

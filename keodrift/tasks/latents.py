@@ -81,7 +81,7 @@ class LatentTask(Task):
 
     def __post_init__(self) -> None:
         """Refuses nonsense when built."""
-        self._check_data(self.latents, Latents)
+        self.check_data(type(self.latents), Latents)
         super().__post_init__()
         if self.judge_samples is not None:
             check_count("judge_samples", self.judge_samples)

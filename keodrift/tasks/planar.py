@@ -130,7 +130,7 @@ class PlanarTask(Task):
 
     def __post_init__(self) -> None:
         """Refuses nonsense when built."""
-        self._check_data(self.target, Target)
+        self.check_data(type(self.target), Target)
         super().__post_init__()
 
     def network_defaults(self) -> dict[str, int]:

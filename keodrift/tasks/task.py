@@ -100,10 +100,16 @@ class Task(ABC):
             found.append(reach_for_gaps(cloud, cost=cost) / unit)
         return max(found)
 
-    def _check_data(self, data: Any, kind: type) -> None:
-        if not isinstance(data, kind):
-            got = f"{type(data).__name__} for a {type(self).__name__}"
-            raise OptionError("data", got, f"a {kind.__name__}, or another task")
+    @classmethod
+    def check_data(cls, made: type, takes: type) -> None:
+        """Refuses data of a type that is not what the task takes.
+
+        Raises:
+            OptionError: It is not.
+        """
+        if not issubclass(made, takes):
+            got = f"{made.__name__} for a {cls.__name__}"
+            raise OptionError("data", got, f"a {takes.__name__}, or another task")
 
     def _generator(self, stream: int) -> torch.Generator:
         # Of its own, so that how often one looks changes nothing in the training.
