@@ -25,10 +25,10 @@ from pathlib import Path
 
 import torch
 
+from keodrift.configuration import compose
 from keodrift.data import write_synthetic_alae
 from keodrift.files import write_json
 from keodrift.plots import new_figure, save_figure
-from keodrift.runs import compose
 from keodrift.runs import train as train_run
 from keodrift.settings import run_script
 from keodrift.studies import Row, Study, markdown_table, run_study

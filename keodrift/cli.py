@@ -14,9 +14,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from keodrift.configuration import compose, compose_run, config_dir, finished, sweep
 from keodrift.errors import OptionError, RunError
 from keodrift.papers import FIGURES, reproduce
-from keodrift.runs import compose, compose_run, config_dir, finished, sweep, train
+from keodrift.runs import train
 from keodrift.settings import exit_status, read_settings
 
 USAGE = """usage: keodrift train [-m] [group=choice …] [key=value …]

@@ -14,9 +14,10 @@ import torch
 import keodrift as kd
 from keodrift import runs
 from keodrift.cli import main
+from keodrift.configuration import compose, config_dir
 from keodrift.data import TARGETS, get_target
 from keodrift.errors import OptionError
-from keodrift.runs import build, compose, config_dir
+from keodrift.runs import build
 from keodrift.tasks import PlanarTask
 from keodrift.training.loop import EMA_DECAY
 

@@ -11,10 +11,10 @@ import torch
 import keodrift as kd
 from keodrift import runs
 from keodrift.cli import main
+from keodrift.configuration import compose
 from keodrift.data import get_target, load_digits_latents, write_synthetic_alae
 from keodrift.errors import OptionError
 from keodrift.networks import ConditionalMLP, sample
-from keodrift.runs import compose
 from keodrift.tasks import Guidance, LatentTask, PlanarTask
 from keodrift.training import grouped_parameters
 

@@ -31,6 +31,7 @@ ROWS = [
     ["training"],
     ["tasks"],
     ["settings"],
+    ["configuration"],
     ["runs"],
     ["studies"],
     ["papers"],

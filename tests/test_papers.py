@@ -10,12 +10,12 @@ import pytest
 
 import keodrift as kd
 from keodrift.cli import main
+from keodrift.configuration import compose, config_dir
 from keodrift.errors import OptionError, RunError
 from keodrift.flow import simulate
 from keodrift.papers import FIGURES, networks2d, reproduce
 from keodrift.papers.flows import FlowGrid
 from keodrift.papers.networks2d import CONVERGED, NetworkGrid
-from keodrift.runs import compose, config_dir
 
 TINY = (
     "network.width=8",

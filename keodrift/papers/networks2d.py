@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from keodrift.configuration import compose
 from keodrift.files import read_json, reading
 from keodrift.plots import new_figure, plot_samples, save_figure
-from keodrift.runs import compose, train
+from keodrift.runs import train
 from keodrift.studies import Claims, Row, Study, markdown_table
 from keodrift.training import checkpoints
 
