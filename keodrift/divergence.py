@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from keodrift.costs import Cost, as_cost, check_cost, check_temperature
 from keodrift.drifts.clouds import Cloud
 from keodrift.fields import saturated
 from keodrift.reductions import Engine, check_backend
-from keodrift.transport import Coupling, EntropicProblem, Sinkhorn, coarse
+from keodrift.transport import Clusters, Coupling, EntropicProblem, Sinkhorn, coarse
 
 
 def sinkhorn_divergence(
@@ -91,11 +92,12 @@ class _Divergence(torch.autograd.Function):
         solver: Sinkhorn,
     ) -> Tensor:
         (p, a), (q, b) = ((cloud.points, cloud.shares) for cloud in clouds)
-        cross = solver.couple(EntropicProblem(p, q, a, b, *how, reach=reach), coarse)
+        start = partial(coarse, clusters=Clusters())
+        cross = solver.couple(EntropicProblem(p, q, a, b, *how, reach=reach), start)
         symmetric = bool(how[0].symmetric)
         selves = [
             solver.couple(
-                EntropicProblem(z, z, w, w, *how, symmetric=symmetric, reach=reach), coarse
+                EntropicProblem(z, z, w, w, *how, symmetric=symmetric, reach=reach), start
             )
             for z, w in ((p, a), (q, b))
         ]

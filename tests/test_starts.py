@@ -76,6 +76,21 @@ def test_the_regional_search_survives_coinciding_points(resized):
     assert abs(float(mass.sum()) - 1) <= 1e-12 and len(centres) <= 20
 
 
+@pytest.mark.parametrize("call", [kd.SinkhornDrift(0.1), kd.sinkhorn_divergence])
+def test_clusters_of_a_cloud_are_found_once(call, cloud, monkeypatch):
+    found = []
+
+    def counted(points, *rest):
+        found.append(points)
+        return clusters_of(points, *rest)
+
+    clusters_of = clusters.cluster
+    monkeypatch.setattr(clusters, "cluster", counted)
+    x, y = cloud(0, 2000, 2), cloud(1, 2000, 2) + 1
+    call(x, y) if isinstance(call, kd.SinkhornDrift) else call(x, y, 0.1)
+    assert len(found) == len({(id(points), len(points)) for points in found}) >= 4
+
+
 def batch(seed: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Two draws of four separated modes: equal in law, unequal in the mass of each mode."""
     generator = torch.Generator().manual_seed(seed)

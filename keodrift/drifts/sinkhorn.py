@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import KW_ONLY, dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +15,15 @@ from keodrift.drifts.clouds import Clouds
 from keodrift.drifts.softmax import SoftmaxDrift
 from keodrift.errors import ConvergenceWarning, OptionError, users_stacklevel
 from keodrift.fields import Field, RowMasses, SoftmaxField
-from keodrift.transport import Again, Carried, Coupling, EntropicProblem, Sinkhorn, coarse
+from keodrift.transport import (
+    Again,
+    Carried,
+    Clusters,
+    Coupling,
+    EntropicProblem,
+    Sinkhorn,
+    coarse,
+)
 from keodrift.transport.sinkhorn import Start
 from keodrift.transport.starts import displacement
 
@@ -109,7 +118,7 @@ class SinkhornDrift(SoftmaxDrift):
             EntropicProblem(x, clouds.y, a, clouds.b, *how, reach=reach),
             EntropicProblem(x, clouds.z, a, clouds.c, *how, masked, symmetric, reach),
         )
-        starts: list[Start] = [coarse, coarse]
+        starts: list[Start] = [partial(coarse, clusters=Clusters())] * 2
         if isinstance(start, SoftmaxField) and start.couplings:
             before = (start.particles, start.data.points, start.model.points)
             moved = max(map(displacement, before, (x, clouds.y, clouds.z)))

@@ -1,5 +1,6 @@
 """Entropic couplings: a problem, a solver, its starts, what comes out; and maps on a line."""
 
+from keodrift.transport.clusters import Clusters
 from keodrift.transport.monotone import monotone_shift
 from keodrift.transport.problem import EntropicProblem
 from keodrift.transport.sinkhorn import Coupling, Sinkhorn
@@ -8,6 +9,7 @@ from keodrift.transport.starts import Again, Carried, coarse, cooled, zero
 __all__ = [
     "Again",
     "Carried",
+    "Clusters",
     "Coupling",
     "EntropicProblem",
     "Sinkhorn",

@@ -13,6 +13,23 @@ from keodrift.reductions.sizes import sizes
 LLOYD = 1  # refinements of the clusters' centres
 
 
+class Clusters:
+    """Finds clusters once for problems that share a cloud, as cross and self problem do.
+
+    Clouds are known by identity; it holds them, so it is made for a few problems and let go.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[int, int, int], tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+
+    def __call__(self, points: Tensor, weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """As `clustered`."""
+        key = id(points), id(weights), k
+        if key not in self._found:
+            self._found[key] = points, weights, *clustered(points, weights, k)
+        return self._found[key][2:]
+
+
 def clustered(points: Tensor, weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Means and masses of at most ``k`` clusters of every cloud of a batch.
 

@@ -65,8 +65,8 @@ class Marginals(ABC, Generic[Number]):
         """The transport cost in units of τ that belongs to a dual."""
 
     @abstractmethod
-    def centred(self, a: Tensor, f: Tensor, b: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Potentials with the best constant, f still the half-step of g."""
+    def centred(self, a: Tensor, f: Tensor, b: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The dual, and potentials with the best constant, f still the half-step of g."""
 
     @abstractmethod
     def as_exact(self, weights: Tensor, potential: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,9 +105,9 @@ class Exact(Marginals[float]):
         """The dual value itself."""
         return dual
 
-    def centred(self, a: Tensor, f: Tensor, b: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    def centred(self, a: Tensor, f: Tensor, b: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As they are: a constant changes nothing."""
-        return f, g
+        return self.dual(a, f, b, g), f, g
 
     def as_exact(self, weights: Tensor, potential: Tensor) -> tuple[Tensor, Tensor]:
         """As they are."""
@@ -148,19 +148,18 @@ class Relaxed(Marginals[Tensor]):
         It rises with D = −(r + 1)⟨a, expm1(−f/r)⟩ − r⟨b, expm1(−g/r)⟩, the dual value, at the best
         constant, tends to ⟨a, f⟩ + ⟨b, g⟩ with r, and sees changes of a mass however small.
         """
-        r = self.ratio[..., 0]
-        return -(r + 1) * self._log_kept(a, f)[..., 0] - r * self._log_kept(b, g)[..., 0]
+        return self._dual(self._log_kept(a, f), self._log_kept(b, g))
 
     def value(self, dual: Tensor) -> Tensor:
         """D at the best constant, where both masses are exp(−dual/(2r + 1))."""
         most = 2 * self.ratio[..., 0] + 1
         return -most * torch.expm1((-dual / most).clamp(max=LARGEST))
 
-    def centred(self, a: Tensor, f: Tensor, b: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    def centred(self, a: Tensor, f: Tensor, b: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Such that ⟨a, exp(−f/r)⟩ = ⟨b, exp(−g/r)⟩: rows and columns hold the same mass."""
-        r = self.ratio
-        shift = (self._log_kept(b, g) - self._log_kept(a, f)) * (r * (r + 1) / (2 * r + 1))
-        return f - self.damping * shift, g + shift
+        r, rows, columns = self.ratio, self._log_kept(a, f), self._log_kept(b, g)
+        shift = (columns - rows) * (r * (r + 1) / (2 * r + 1))
+        return self._dual(rows, columns), f - self.damping * shift, g + shift
 
     def as_exact(self, weights: Tensor, potential: Tensor) -> tuple[Tensor, Tensor]:
         """Shares a′ and a potential f′ with a′·exp(f′) = a·exp(f)/√mass."""
@@ -170,21 +169,26 @@ class Relaxed(Marginals[Tensor]):
         shares = torch.where(alive, log_shares.exp(), 0.0)
         return shares, torch.where(alive, weights.log() + potential - half - log_shares, potential)
 
+    def _dual(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """From the logarithms of the masses that rows and columns keep, ``(…, 1)``."""
+        return (-(self.ratio + 1) * rows - self.ratio * columns)[..., 0]
+
     def _log_shares(self, weights: Tensor, potential: Tensor) -> Tensor:
         return torch.log_softmax(weights.log() - potential / self.ratio, -1)
 
     def _log_kept(self, weights: Tensor, potential: Tensor) -> Tensor:
         """The logarithm of Σ_i a_i exp(−f_i/r), ``(…, 1)``, to the digits of f where r is large.
 
+        About the mean exponent the sum is at least 1, so that nothing cancels under the logarithm.
         Weights of sum 1 count as such: the rounding of their sum would be multiplied by r.
         """
         exponents = -potential / self.ratio
         total = weights.sum(-1, keepdim=True)
         shares = weights / total
         centre = (shares * exponents).sum(-1, keepdim=True)
-        off = exponents - centre
-        near = torch.log1p((shares * torch.expm1(off.clamp(max=1.0))).sum(-1, keepdim=True))
-        far = torch.logsumexp(shares.log() + off, -1, keepdim=True)
-        narrow = (off.abs() <= 1).logical_or(shares == 0).all(-1, keepdim=True)
+        off = (exponents - centre).masked_fill_(shares == 0, 0)
+        largest = (off + shares.log()).amax(-1, keepdim=True)
+        above = (largest - LARGEST / 2).clamp_(min=0)  # what would overflow
+        terms = shares * torch.expm1((off - above).clamp_(max=LARGEST))
         level = torch.where(total > 1 - 1e-12, 0.0, total.log())
-        return centre + level + torch.where(narrow, near, far)
+        return centre + level + above + terms.sum(-1, keepdim=True).log1p_()

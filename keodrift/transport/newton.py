@@ -41,7 +41,7 @@ def newton(problem: EntropicProblem, g: Tensor, *, tol: float) -> tuple[Tensor, 
     exponent = -all_costs(problem.x.double(), problem.y.double(), problem.cost) / tau
     g = _ascend(exponent + b.log()[..., None, :], a, b, g, held, tol)
     f = held.potential(_exponentials(exponent + (b.log() + g)[..., None, :])[1])
-    f, _ = held.centred(a, f, b, g)
+    _, f, _ = held.centred(a, f, b, g)
     return held.potential(_exponentials((exponent + (a.log() + f)[..., None]).mT)[1]), f
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from keodrift.costs import Cost
 from keodrift.reductions import ENGINES, Engine, GibbsKernel, gibbs_kernel
-from keodrift.transport.clusters import clustered
+from keodrift.transport.clusters import Clusters
 from keodrift.transport.marginals import Exact, Marginals, Relaxed
 
 
@@ -120,8 +120,8 @@ class EntropicProblem:
         """The dual value, where f is the half-step of g, in the unit of the cost, ``(…,)``."""
         return self.tau * self.marginals.value(self.dual(f, g))
 
-    def centred(self, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Potentials with the best constant, f still the half-step of g."""
+    def centred(self, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The dual, and potentials with the best constant, f still the half-step of g."""
         a, b = self._paired
         return self.marginals.centred(a, f, b, g)
 
@@ -155,10 +155,10 @@ class EntropicProblem:
         """The clouds at another temperature, without mask."""
         return replace(self, tau=tau, masked=False, backend=self._light)
 
-    def coarsened(self, clusters: int) -> EntropicProblem:
+    def coarsened(self, clusters: int, find: Clusters) -> EntropicProblem:
         """The same problem between at most so many clusters, without mask."""
-        x, a = clustered(self.x, self.a, clusters)
-        y, b = (x, a) if self.symmetric else clustered(self.y, self.b, clusters)
+        x, a = find(self.x, self.a, clusters)
+        y, b = (x, a) if self.symmetric else find(self.y, self.b, clusters)
         return replace(self, x=x, y=y, a=a, b=b, masked=False, backend=self._light)
 
     @property

@@ -198,7 +198,7 @@ class Sinkhorn:
         error, stale = best if begin.error is None else begin.error, torch.zeros_like(best)
         while half_steps < self.max_half_steps:
             f, half_steps = problem.row_step(g, f), half_steps + 1
-            reached = problem.dual(f, g)
+            reached, best_f, best_g = problem.centred(f, g)
             if plain is not None and value is not None:
                 # The dual never falls under plain half-steps; where an extrapolation lowers it,
                 # the plain step it replaced is taken instead.
@@ -207,9 +207,8 @@ class Sinkhorn:
                     memory.forget(worse)
                     g = torch.where(worse[..., None], plain, g)
                     f, half_steps = problem.row_step(g, f), half_steps + 1
-                    reached = problem.dual(f, g)
-            value = reached
-            f, g = problem.centred(f, g)
+                    reached, best_f, best_g = problem.centred(f, g)
+            value, f, g = reached, best_f, best_g
             image, half_steps = problem.column_step(f, g), half_steps + 1
             seen = problem.marginal_error(g, image)
             # What the host reads stalls a GPU: far from the end it is this alone.

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from keodrift.reductions import mean_cost
+from keodrift.transport.clusters import Clusters
 from keodrift.transport.newton import newton
 from keodrift.transport.problem import EntropicProblem
 from keodrift.transport.sinkhorn import Coupling, Sinkhorn
@@ -53,12 +54,18 @@ def cooled(problem: EntropicProblem, solver: Sinkhorn) -> Coupling:
     return Coupling(problem, g, solver.tol)
 
 
-def coarse(problem: EntropicProblem, solver: Sinkhorn, share: float = COARSE_TOL) -> Coupling:
+def coarse(
+    problem: EntropicProblem,
+    solver: Sinkhorn,
+    clusters: Clusters | None = None,
+    share: float = COARSE_TOL,
+) -> Coupling:
     """The potential of ever coarser problems, brought to the points by one pass.
 
     Args:
         problem: The problem to begin.
         solver: How it will be solved.
+        clusters: Those found for problems that share a cloud with this one.
         share: Tolerance of the coarse problem, relative to the solver's.
     """
     if problem.symmetric and (problem.x.shape[-2] <= SYMMETRIC or not _reducible(problem)):
@@ -68,11 +75,12 @@ def coarse(problem: EntropicProblem, solver: Sinkhorn, share: float = COARSE_TOL
     if _direct(problem):
         g, f = newton(problem, cooled(problem, solver).g, tol=solver.tol)
         return Coupling(problem, g, solver.tol, f)
-    clusters = _clusters(problem)
-    coarser = problem.coarsened(clusters)
-    patience = min(solver.max_half_steps, PATIENCE * clusters)
+    clusters = clusters or Clusters()
+    count = _clusters(problem)
+    coarser = problem.coarsened(count, clusters)
+    patience = min(solver.max_half_steps, PATIENCE * count)
     rougher = replace(solver, tol=share * solver.tol, max_half_steps=patience)
-    found = rougher.solve(coarser, partial(coarse, share=COARSER_TOL))
+    found = rougher.solve(coarser, partial(coarse, clusters=clusters, share=COARSER_TOL))
     g = found.potential_at(problem.y)
     f = g if problem.symmetric else coarser.row_step(found.g, at=problem.x)
     return Coupling(problem, g, solver.tol, f, coarse=found.levels)
