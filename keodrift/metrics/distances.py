@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
 from functools import partial
-from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -16,6 +13,7 @@ from keodrift.errors import ArgumentError
 from keodrift.metrics.clouds import by_class, check_pair, subsample
 from keodrift.reductions import gibbs_kernel, mean_cost
 from keodrift.reductions import median_distance as median_of
+from keodrift.transport.exact import import_pot
 
 
 def wasserstein_squared(
@@ -48,7 +46,7 @@ def wasserstein_squared(
         25.0
     """
     check_pair(x, y, "y")
-    ot = _import_pot()
+    ot = import_pot()
     x, y = (subsample(cloud, cap, generator).detach().to("cpu", torch.float64) for cloud in (x, y))
     # Centring both clouds by the same shift keeps the expanded squares of far clouds accurate.
     centre = y.mean(0)
@@ -57,13 +55,6 @@ def wasserstein_squared(
     if log["warning"]:  # a simplex stopped short is a wrong number, not a detail
         raise RuntimeError(f"wasserstein_squared: {log['warning']}")
     return float(value)
-
-
-def _import_pot() -> ModuleType:
-    # POT imports GeomLoss where it is installed, and with it KeOps, which greets on stdout.
-    with contextlib.redirect_stdout(io.StringIO()):
-        import ot
-    return ot
 
 
 def class_wasserstein_squared(

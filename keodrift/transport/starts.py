@@ -2,8 +2,10 @@
 
 What makes Sinkhorn slow are a few numbers, the balance of mass between modes. A clustered problem
 has the same balance and costs k² a pass; its potential is a function, which one pass brings to
-the next finer level. The coarsest level is solved by Newton's method, from where one sweep at each
-temperature ends that comes down from the mean cost by factors of 4.
+the next finer level. The coarsest level is solved by Newton's method. It begins at the potential of
+exact transport, from which the entropic one is a few τ away; with relaxed marginals, or where τ is
+large, it begins where one sweep at each temperature ends that comes down from the mean cost by
+factors of 4.
 """
 
 from __future__ import annotations
@@ -17,19 +19,21 @@ from torch import Tensor
 
 from keodrift.reductions import mean_cost
 from keodrift.transport.clusters import Clusters
+from keodrift.transport.exact import exact_potential
 from keodrift.transport.newton import newton
 from keodrift.transport.problem import EntropicProblem
 from keodrift.transport.sinkhorn import Coupling, Sinkhorn
 
 CLUSTERS = 4096  # at most, at the finest coarse level
 REFINEMENT = 4  # points a cluster, at least, from level to level
-STEEP, STEEPEST = 8, 128  # the same where so few are left: half-steps on few points cost little
+FEW = 128  # clusters to which a level goes at once where twice as many would be left
 SYMMETRIC = 512  # points of a self problem that needs no coarser one
 DIRECT = 256  # points that Newton's method takes
 SMALLEST = 16  # clusters of the coarsest level, at least
 COARSE_TOL = 0.3  # of the finest coarse problem, relative to that of the fine one
 COARSER_TOL = 2.0  # of each coarser one, relative to that of the one before: it is farther off
 PATIENCE = 10  # half-steps a cluster, at most: the next level takes what is left
+STEEP = 16.0  # mean cost in units of τ, above which exact transport is the better start
 COOLING = 4.0  # factor between temperatures
 REACH = 20  # tolerances that points may have moved, in lengths of τ, for a carried potential
 NEAR = 3  # tolerances that a carried potential may be off and be used as it is
@@ -42,8 +46,7 @@ def zero(problem: EntropicProblem, solver: Sinkhorn) -> Coupling:
 
 def cooled(problem: EntropicProblem, solver: Sinkhorn) -> Coupling:
     """One sweep at each temperature from the mean cost down to τ."""
-    tau = problem.tau
-    ratio = float((mean_cost(problem.x, problem.y, problem.cost, 64).abs() / tau).max())
+    tau, ratio = problem.tau, _steepness(problem)
     # Levels from just above τ up to the mean cost; none where that overflows or is below τ.
     levels = math.floor(math.log(ratio, COOLING)) if 1 < ratio < math.inf else 0
     g = torch.zeros_like(problem.b)
@@ -73,7 +76,9 @@ def coarse(
     if not _reducible(problem):
         return cooled(problem, solver)
     if _direct(problem):
-        g, f = newton(problem, cooled(problem, solver).g, tol=solver.tol)
+        exactly = problem.reach is None and _steepness(problem) > STEEP
+        g = exact_potential(problem) if exactly else cooled(problem, solver).g
+        g, f = newton(problem, g, tol=solver.tol)
         return Coupling(problem, g, solver.tol, f)
     clusters = clusters or Clusters()
     count = _clusters(problem)
@@ -141,6 +146,11 @@ def displacement(before: Tensor, after: Tensor) -> float:
     return math.sqrt(float((after - before).double().square().sum(-1).mean()))
 
 
+def _steepness(problem: EntropicProblem) -> float:
+    """The mean cost in units of τ, the largest of a batch."""
+    return float((mean_cost(problem.x, problem.y, problem.cost, 64).abs() / problem.tau).max())
+
+
 def _direct(problem: EntropicProblem) -> bool:
     return max(problem.x.shape[-2], problem.y.shape[-2]) <= DIRECT
 
@@ -148,8 +158,8 @@ def _direct(problem: EntropicProblem) -> bool:
 def _clusters(problem: EntropicProblem) -> int:
     """Clusters of the next coarser level."""
     points = min(problem.x.shape[-2], problem.y.shape[-2])
-    steep = points // STEEP
-    return steep if steep <= STEEPEST else min(CLUSTERS, points // REFINEMENT)
+    clusters = min(CLUSTERS, points // REFINEMENT)
+    return min(clusters, FEW) if clusters <= 2 * FEW else clusters
 
 
 def _reducible(problem: EntropicProblem) -> bool:
