@@ -46,6 +46,7 @@ def _reproduce(arguments: Sequence[str]) -> None:
         config.output,
         quick=config.quick,
         experiment=config.experiment,
+        fields=config.fields,
         data=config.data,
         workers=config.workers,
         limit=config.limit,

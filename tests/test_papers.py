@@ -168,7 +168,7 @@ def test_what_falls_with_the_temperature_needs_two_of_them():
         (["fig3"], "fig3"),
         ([], "figure"),
         (["fig2", "workers=none"], "workers"),
-        (["fig2", "limit=0"], "limit"),
+        (["fig2", "limit=-1"], "limit"),
         (["fig2", "colour=red"], "colour"),
         (["fig2", "experiment=mine"], "mine"),
         (["fig5", "experiment=paper_text"], "paper_text"),
@@ -204,6 +204,20 @@ def test_settings_do_not_pass_for_each_other(tiny, tmp_path, monkeypatch):
     for name in names:
         assert len(list(tmp_path.glob(f"{name}/*/result.json"))) == 1
         assert (tmp_path / f"tiny_{name}.md").exists()
+
+
+def test_some_lines_are_runs_of_the_whole_figure(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(FIGURES, "tiny", tiny)
+    how = {"workers": 0, "progress": False}
+    part = reproduce("tiny", tmp_path, fields=["Sinkhorn"], limit=1, **how)
+    assert {row["field"] for row in part.rows} == {"converged"}
+    assert (tmp_path / "tiny_public_run_Sinkhorn.md").exists()
+    whole = reproduce("tiny", tmp_path, limit=0, **how)
+    assert sum(row["runs"] for row in whole.rows) == 1
+    with pytest.raises(OptionError, match=r"fields.*'sinkhorn'.*Sinkhorn"):
+        reproduce("tiny", tmp_path, fields=["sinkhorn"], **how)
+    with pytest.raises(OptionError, match="fig5 is drawn as a whole"):
+        reproduce("fig5", tmp_path, fields=["sinkhorn"], **how)
 
 
 def test_runs_are_found_where_they_have_always_been():

@@ -7,6 +7,7 @@ class-conditional digits. Run again, each goes on where it stopped.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def reproduce(
     *,
     quick: bool = False,
     experiment: str | None = None,
+    fields: Sequence[str] | None = None,
     data: str | None = None,
     workers: int | None = None,
     limit: int | None = None,
@@ -43,11 +45,14 @@ def reproduce(
             on there.
         quick: Minutes instead of hours: shows that everything runs, not what comes out.
         experiment: Setting of trained networks, ``"public_run"`` (default) or ``"paper_text"``.
+        fields: Of trained networks, the lines to run and draw, as folders of cells name them, such
+            as ``["Sinkhorn_20", "recommended"]``; all by default. Cells count for the whole figure
+            too.
         data: Where MNIST is, for its table; see `keodrift.data.load_mnist`. It is downloaded by
             default, and ``"digits"`` are scikit-learn's 8×8 ones.
         workers: Cells at once; one a core by default, and 0 for one after the other in this
             process.
-        limit: Runs at most this many cells now.
+        limit: Runs at most this many cells now; 0 draws what is there.
         progress: Show cells done and time left on standard error.
 
     Returns:
@@ -60,7 +65,7 @@ def reproduce(
         RunError: A cell failed; its last words are in the message, the others are kept.
     """
     check_choice("figure", name, tuple(FIGURES))
-    for option, count in (("workers", workers or None), ("limit", limit)):
+    for option, count in (("workers", workers or None), ("limit", limit or None)):
         if count is not None:
             check_positive(option, count, integer=True)
     if not isinstance(quick, bool):
@@ -71,15 +76,20 @@ def reproduce(
             check_choice("experiment", experiment, networks2d.EXPERIMENTS)
             grid = replace(grid, experiment=experiment)
         setting = grid.experiment
+        if fields is not None:
+            grid = grid.only(fields)
     elif experiment is not None:
         raise OptionError("experiment", repr(experiment), f"none: {name} has one setting")
+    elif fields is not None:
+        raise OptionError("fields", repr(fields), f"none: {name} is drawn as a whole")
     if isinstance(grid, mnist.MnistGrid):
         grid = replace(grid, data=data)
     elif data is not None:
         raise OptionError("data", repr(data), f"none: {name} draws its own")
-    # Every setting has its own runs, figure and table, so that none passes for another's.
+    # Every setting has its own runs, figure and table, so that none passes for another's; lines
+    # share the runs.
     setting = "_".join(filter(None, (setting, "quick" if quick else "")))
-    stem = Path(folder) / "_".join(filter(None, (name, setting)))
+    stem = Path(folder) / "_".join(filter(None, (name, setting, *(fields or ()))))
     return run_study(
         grid.quick() if quick else grid,
         stem,

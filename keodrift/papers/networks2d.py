@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from keodrift.checks import check_choice
 from keodrift.configuration import compose
+from keodrift.errors import OptionError
 from keodrift.files import read_json, reading
 from keodrift.plots import new_figure, plot_samples, save_figure
 from keodrift.runs import train
@@ -106,6 +108,20 @@ class NetworkGrid(Study[Cell]):
                         cell = Cell(target, label, tau, seed, own + shared)
                         cells[f"{folder}/result.json"] = cell
         return cells
+
+    def only(self, words: Sequence[str]) -> NetworkGrid:
+        """The figure with some of its lines, by their words in the names of folders.
+
+        Raises:
+            OptionError: A word is none of them, or there is none.
+        """
+        known = {word: label for label, (word, _) in self.fields.items()}
+        if not words:
+            raise OptionError("fields", repr(words), f"some of {', '.join(known)}")
+        for word in words:
+            check_choice("fields", word, tuple(known))
+        chosen = {label: own for label, own in self.fields.items() if own[0] in words}
+        return replace(self, fields=chosen)
 
     def quick(self) -> NetworkGrid:
         """The same figure in minutes: one temperature, one seed, few and small steps."""
@@ -233,9 +249,9 @@ class NetworkGrid(Study[Cell]):
         panels: dict[str, Tensor] = {}
         targets, shown = [], set()
         for cell, result in self.finished(folder):
-            if cell.seed == self.seeds[0]:
+            samples = result.with_name("samples.npz")
+            if cell.seed == self.seeds[0] and samples.exists():
                 shown.add(cell.label)
-                samples = result.with_name("samples.npz")
                 with reading(samples), np.load(samples) as stored:
                     generated, real = map(torch.from_numpy, (stored["generated"], stored["real"]))
                 panels[f"{cell.target}, τ = {cell.tau:g}\n{cell.label}"] = generated
