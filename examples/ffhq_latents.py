@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from keodrift.configuration import compose
+from keodrift.configuration import compose, quoted
 from keodrift.data import write_synthetic_alae
 from keodrift.files import write_json
 from keodrift.plots import new_figure, save_figure
@@ -162,11 +162,6 @@ class Faces(Study[Cell]):
         axes[0, 0].legend(fontsize="small")
         figure.suptitle("Latents: lower is better, the dotted line is as good as real ones")
         save_figure(figure, stem.with_suffix(".png"))
-
-
-def quoted(value: object) -> str:
-    """A value as an override takes it, whatever signs it holds."""
-    return "'" + str(value).replace("'", "\\'") + "'"
 
 
 def train(overrides: tuple[str, ...], folder: Path) -> Row:

@@ -126,6 +126,16 @@ def compose(name: str, overrides: Sequence[str] = ()) -> Any:
         return config
 
 
+def quoted(value: object) -> str:
+    """A value as an override takes it, whatever signs it holds.
+
+    Example:
+        >>> compose("train", [f"output={quoted('of, many = signs')}"]).output
+        'of, many = signs'
+    """
+    return "'" + str(value).replace("'", "\\'") + "'"
+
+
 def compose_run(overrides: Sequence[str]) -> Any:
     """Composes what ``keodrift train`` is told; with ``resume=true``, over the folder's config.
 

@@ -98,8 +98,15 @@ def _device(name: str) -> torch.device:
         raise OptionError("device", repr(name), "a device that this torch can use") from error
 
 
-def _build(config: Any) -> tuple[Task, Trainer]:
-    """The task and the trainer of a config; nothing is written."""
+def prepare(config: Any) -> tuple[Task, Trainer]:
+    """The task and the trainer of a config; nothing is written.
+
+    Args:
+        config: As for `train`.
+
+    Raises:
+        ArgumentError: The config asks for something impossible.
+    """
     if not config.output:
         raise OptionError("output", repr(config.output), "a folder")
     device = _device(config.device)
@@ -167,7 +174,7 @@ def train(config: Any) -> dict[str, Any]:
             folder; nothing has been written then.
         DivergedError: The training diverged; what was kept before stays.
     """
-    task, trainer = _build(config)
+    task, trainer = prepare(config)
     folder = Path(config.output)
     with _claimed(folder):
         with atomic_path(folder / "config.yaml") as draft:

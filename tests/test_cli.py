@@ -135,7 +135,7 @@ def test_as_many_samples_judge_as_the_config_says(tmp_path, monkeypatch):
 
     monkeypatch.setattr("keodrift.tasks.planar.wasserstein_squared", count)
     config = compose("train", ["evaluate_samples=3000", f"output={tmp_path}/none"])
-    task, trainer = runs._build(config)
+    task, trainer = runs.prepare(config)
     assert task.evaluate(trainer.average) == {"w2_squared": 3000}
 
 
@@ -273,7 +273,7 @@ def test_what_a_config_can_say_trains(tmp_path, words):
 
 def test_what_a_config_says_reaches_the_trainer(tmp_path):
     words = ["drift=several", "scheduler=cosine", "objective.scale_features=true", "clip=2"]
-    _, trainer = runs._build(compose("train", [*SMALL, *words, f"output={tmp_path}/none"]))
+    _, trainer = runs.prepare(compose("train", [*SMALL, *words, f"output={tmp_path}/none"]))
     assert [drift.tau for drift in trainer.objective.drifts] == [0.05, 0.5]
     assert trainer.objective.scale_features and not trainer.objective.normalize
     assert trainer.state.scheduler.T_max == 5000 and trainer.clip == 2
@@ -380,9 +380,9 @@ def test_a_wrong_sweep_ends_in_one_sentence_before_any_run(tmp_path, capsys, ove
 
 def test_the_reach_of_a_config_is_that_of_its_data():
     config = compose("train", ["data=two_modes", "drift=relaxed"])
-    task, trainer = runs._build(config)
+    task, trainer = runs.prepare(config)
     (drift,) = trainer.objective.drifts
     target = get_target("two_modes").sample(2000, torch.Generator().manual_seed(4))
     assert drift.reach == kd.reach_for_gaps(target) == task.reach()
     config.drift.reach = 3.0
-    assert runs._build(config)[1].objective.drifts[0].reach == 3.0
+    assert runs.prepare(config)[1].objective.drifts[0].reach == 3.0

@@ -32,7 +32,7 @@ SMALL = [
 
 
 def built(*words: str):
-    return runs._build(compose("train", words))
+    return runs.prepare(compose("train", words))
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_mnist_along_principal_directions(mnist):
 def test_the_digits_of_the_paper(tmp_path, mnist):
     small = ("data.epochs=1", "classifier.epochs=1", "evaluate_samples=3", "progress=false")
     config = compose("train", ["experiment=mnist_paper", mnist, *small, f"output={tmp_path}/r"])
-    task, trainer = runs._build(config)
+    task, trainer = runs.prepare(config)
     network, state, objective = trainer.state.network, trainer.state, trainer.objective
     shape = {"noise_dim": 6, "dim": 6, "classes": 10, "class_dim": 32, "guidance_dim": 32}
     assert network.settings == shape | {"width": 256, "hidden": 3, "seed": 0}
@@ -154,7 +154,7 @@ def test_the_digits_of_the_paper(tmp_path, mnist):
 
 def test_the_faces_of_the_paper(tmp_path, faces):
     config = compose("train", ["experiment=ffhq_paper", faces, "progress=false"])
-    task, trainer = runs._build(config)
+    task, trainer = runs.prepare(config)
     settings = {"noise_dim": 16, "dim": 16, "classes": 6, "class_dim": 64, "guidance_dim": 0}
     assert trainer.state.network.settings == settings | {"width": 1024, "hidden": 3, "seed": 0}
     assert abs(6 * task.batch - 4096) < 6 and config.steps == 1000

@@ -7,23 +7,36 @@ from dataclasses import replace
 
 import pytest
 
+from keodrift.configuration import compose
 from keodrift.drifts import SinkhornDrift, TwoSidedDrift
 from keodrift.errors import OptionError
 from keodrift.papers import FIGURES, reproduce
-from keodrift.papers.mnist import PAPER, TAUS, MnistGrid, drift_of
+from keodrift.papers.mnist import PAPER, TAUS, MnistGrid
+from keodrift.runs import build
 
 
 def test_the_table_is_two_kernels_eight_temperatures_two_fields_three_seeds():
     cells = FIGURES["mnist"].cells()
     assert len(cells) == 2 * 8 * 2 * 3 and all(len(v) == len(TAUS) for v in PAPER.values())
-    for cell in cells.values():
-        drift = drift_of(cell)
-        assert drift.relative and drift.cost.name == cell.cost
+    for cell in list(cells.values())[:32]:
+        config = compose("train", cell.overrides)
+        drift = build(config.drift)
+        assert drift.relative and drift.cost.name == cell.cost and drift.tau == cell.tau
+        assert config.seed == cell.seed and config.guidance.unconditional == 16
+        assert (config.batch, config.steps, config.data.epochs) == (64, 5000, 24)
         if cell.method == "baseline":
             assert isinstance(drift, TwoSidedDrift) and drift.form == "joint" and drift.mask_self
         else:
             assert isinstance(drift, SinkhornDrift) and drift.half_steps == 41
             assert not drift.mask_self and drift.reach is None
+
+
+def test_where_the_images_are_is_told_to_every_run():
+    (first, *_) = replace(FIGURES["mnist"], data="a, folder=/mnist.npz").cells().values()
+    assert compose("train", first.overrides).data.images.source == "a, folder=/mnist.npz"
+    (first, *_) = FIGURES["mnist"].quick().cells().values()
+    images = compose("train", first.overrides).classifier.images
+    assert images == {"_target_": "keodrift.data.load_digit_images"}
 
 
 def test_one_quick_run_is_judged_beside_real_latents(tmp_path, monkeypatch):
@@ -37,10 +50,12 @@ def test_one_quick_run_is_judged_beside_real_latents(tmp_path, monkeypatch):
         "Sinkhorn",
     ]
     assert "real latents" in report.page and "| 5.63 | 95.00 |" in report.page
-    row = json.loads((tmp_path / "quick" / "Gaussian-baseline-tau0.1-seed0.json").read_text())
+    folder = tmp_path / "quick" / "Gaussian-baseline-tau0.1-seed0"
+    row = json.loads((folder / "result.json").read_text())
     assert 0 < row["accuracy_floor"] <= 1 and row["w2_squared_floor"] > 0
     assert len(row["w2_squared_by_class"]) == 10
-    assert (tmp_path / "quick" / "Gaussian-baseline-tau0.1-seed0" / "samples.png").exists()
+    assert (folder / "samples.png").exists() and (folder / "network.safetensors").exists()
+    assert json.loads((folder / "untrained.json").read_text())["w2_squared"] > row["w2_squared"]
     assert (tmp_path / "mnist_quick.png").exists()
 
 

@@ -15,6 +15,7 @@ from keodrift.drifts.clouds import Clouds
 from keodrift.drifts.softmax import SoftmaxDrift
 from keodrift.errors import ConvergenceWarning, OptionError, users_stacklevel
 from keodrift.fields import Field, RowMasses, SoftmaxField
+from keodrift.reductions.precision import full_precision
 from keodrift.transport import (
     Again,
     Carried,
@@ -132,7 +133,8 @@ class SinkhornDrift(SoftmaxDrift):
         solver, v, share = self.solver, field().double(), math.inf
         for _ in range(REFINEMENTS):
             solver = replace(solver, tol=solver.tol / 4)
-            found = [solver.solve(old.problem, Again(old)) for old in field.couplings]
+            with full_precision(clouds.x.device.type):  # once, and not in every half-step
+                found = [solver.solve(old.problem, Again(old)) for old in field.couplings]
             pairs = zip(field.couplings, found, strict=True)
             if any(
                 old.half_steps == new.half_steps and not new.converged.all() for old, new in pairs

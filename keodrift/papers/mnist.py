@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
 from pathlib import Path
 
-import torch
-
-from keodrift.data import Latents, load_digit_images, load_mnist
-from keodrift.drifts import Drift, SinkhornDrift, TwoSidedDrift
-from keodrift.files import write_json
-from keodrift.networks import ConditionalMLP
+from keodrift.configuration import compose, quoted
+from keodrift.files import read_json, write_json
 from keodrift.plots import new_figure, save_figure
+from keodrift.runs import prepare, train
 from keodrift.studies import Claims, Row, Study, grouped, markdown_table
-from keodrift.tasks import Guidance, LatentTask
-from keodrift.training import Objective, Trainer
-from keodrift.vision import ImageClassifier, image_classifier, image_latents
+from keodrift.training import checkpoints
 
+# Their configs: Algorithm 2 with its mask, and 20 sweeps on either side.
+FIELDS = {"baseline": "joint", "Sinkhorn": "sinkhorn_20"}
 TAUS = (0.005, 0.01, 0.02, 0.025, 0.03, 0.04, 0.05, 0.1)
 KERNELS = {"squared": "Gaussian", "euclidean": "Laplacian"}
 # EMD and accuracy (%) that the paper reports, at each of its temperatures.
@@ -49,15 +45,21 @@ CHANCE = 0.15  # accuracy up to which a network is said to draw one digit for al
 
 @dataclass(frozen=True)
 class Cell:
-    """One network: its field, and how long and on what it is trained."""
+    """One training run.
+
+    Attributes:
+        cost: The ground cost.
+        method: A key of `FIELDS`.
+        tau: Temperature, relative to the mean cost of each class.
+        seed: Of network and batches.
+        overrides: What ``keodrift train`` is told.
+    """
 
     cost: str
     method: str
     tau: float
     seed: int
-    steps: int
-    data: str | None
-    epochs: tuple[int, int] | None
+    overrides: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,24 @@ class MnistGrid(Study[Cell]):
         for seed in self.seeds:
             for cost in self.costs:
                 for tau in self.taus:
-                    for method in ("baseline", "Sinkhorn"):
-                        name = f"{KERNELS[cost]}-{method}-tau{tau:g}-seed{seed}.json"
-                        shared = (seed, self.steps, self.data, self.epochs)
-                        cells[name] = Cell(cost, method, tau, *shared)
+                    for method, drift in FIELDS.items():
+                        own = (f"drift={drift}", f"drift.cost={cost}", f"drift.tau={tau:g}")
+                        overrides = ("experiment=mnist_paper", *own, *self._shared, f"seed={seed}")
+                        name = f"{KERNELS[cost]}-{method}-tau{tau:g}-seed{seed}/result.json"
+                        cells[name] = Cell(cost, method, tau, seed, overrides)
         return cells
+
+    @property
+    def _shared(self) -> tuple[str, ...]:
+        """Steps and data of every run."""
+        shared = [f"steps={self.steps}", f"evaluate_every={self.steps}"]
+        if self.data == "digits":
+            shared.append("data=encoded_digits")
+        elif self.data is not None:
+            shared.append(f"data.images.source={quoted(self.data)}")
+        if self.epochs is not None:
+            shared += [f"data.epochs={self.epochs[0]}", f"classifier.epochs={self.epochs[1]}"]
+        return tuple(shared)
 
     def quick(self) -> MnistGrid:
         """The same in a minute, on the 8×8 digits: one temperature, one seed, few steps."""
@@ -102,43 +117,30 @@ class MnistGrid(Study[Cell]):
 
     @staticmethod
     def work(cell: Cell, path: Path) -> None:
-        """Trains one network as the protocol has it, and judges it."""
-        latents, judge = _latents_and_judge(cell.data, cell.epochs)
-        network = ConditionalMLP(
-            latents.dim, latents.dim, latents.classes, guidance_dim=32, seed=cell.seed
-        )
-        task = LatentTask(latents, guidance=Guidance(), classifier=judge, seed=cell.seed)
-        optimizer = torch.optim.AdamW(
-            network.parameters(), lr=2e-4, betas=(0.9, 0.95), weight_decay=0.01
-        )
-        rising = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / 750, total_iters=750)
-        trainer = Trainer(
-            network,
-            task.batches(network),
-            Objective(drift_of(cell), normalize=True, scale_features=True),
-            optimizer,
-            torch.Generator().manual_seed(cell.seed),
-            scheduler=rising,
-            ema=0.999,
-            clip=2.0,
-            log_every=cell.steps,
-        )
-        untrained = task.evaluate(network)["w2_squared"]
-        trainer.run(cell.steps)
-        result = task.judge(trainer.average, trainer.history, path.with_suffix(""))
-        result |= {"w2_squared_untrained": untrained}
-        write_json(path, asdict(cell) | result | {"seconds": trainer.history[-1]["seconds"]})
+        """Trains one network, from its checkpoint if there is one, and judges it."""
+        config = compose("train", cell.overrides)
+        config.output, config.progress = str(path.parent), False
+        config.resume = bool(checkpoints(path.parent))
+        if not config.resume:
+            task, trainer = prepare(config)
+            write_json(path.with_name("untrained.json"), task.evaluate(trainer.average))
+        train(config)
 
     def rows(self, folder: Path) -> list[Row]:
         """Means over seeds, for every kernel, temperature and field."""
-        groups = grouped(super().rows(folder), "cost", "tau", "method")
+        runs = [
+            asdict(cell)
+            | read_json(path)
+            | {"w2_squared_untrained": read_json(path.with_name("untrained.json"))["w2_squared"]}
+            for cell, path in self.finished(folder)
+        ]
         names = ("w2_squared", "w2_relative", "variance_ratio", "nearest_neighbour", "accuracy")
+        others = ("w2_squared_untrained", "seconds")
         rows = []
-        for (cost, tau, method), runs in groups.items():
-            row: Row = {"cost": cost, "tau": tau, "method": method, "runs": len(runs)}
-            others = ("w2_squared_untrained", "seconds")
+        for (cost, tau, method), mine in grouped(runs, "cost", "tau", "method").items():
+            row: Row = {"cost": cost, "tau": tau, "method": method, "runs": len(mine)}
             for name in (*names, *(f"{name}_floor" for name in names), *others):
-                row[name] = statistics.fmean(run[name] for run in runs)
+                row[name] = statistics.fmean(run[name] for run in mine)
             rows.append(row)
         return rows
 
@@ -213,7 +215,7 @@ class MnistGrid(Study[Cell]):
         for j, cost in enumerate(self.costs):
             for i, (name, word) in enumerate((("w2_squared", "EMD"), ("accuracy", "accuracy"))):
                 panel = axes[i, j]
-                for k, method in enumerate(("baseline", "Sinkhorn")):
+                for k, method in enumerate(FIELDS):
                     line = sorted(
                         (row["tau"], row[name])
                         for row in rows
@@ -234,9 +236,12 @@ class MnistGrid(Study[Cell]):
         """Samples at the smallest and the largest τ of the first kernel and seed, as its Fig. 3."""
         ends = {min(self.taus), max(self.taus)}
         shown = [
-            (f"{cell.method}, τ = {cell.tau:g}", path.with_suffix("") / "samples.png")
+            (f"{cell.method}, τ = {cell.tau:g}", path.with_name("samples.png"))
             for cell, path in self.finished(folder)
-            if cell.seed == self.seeds[0] and cell.cost == self.costs[0] and cell.tau in ends
+            if cell.seed == self.seeds[0]
+            and cell.cost == self.costs[0]
+            and cell.tau in ends
+            and path.with_name("samples.png").exists()
         ]
         if not shown:
             return
@@ -250,21 +255,3 @@ class MnistGrid(Study[Cell]):
             panel.imshow(imread(path))
             panel.set_title(title)
         save_figure(figure, stem.with_name(f"{stem.name}_samples.png"))
-
-
-def drift_of(cell: Cell) -> Drift:
-    """The field of a cell: Algorithm 2 with its mask, or 20 sweeps on either side."""
-    if cell.method == "baseline":
-        return TwoSidedDrift(cell.tau, relative=True, cost=cell.cost, form="joint")
-    return SinkhornDrift(cell.tau, relative=True, cost=cell.cost, half_steps=41)
-
-
-@lru_cache(maxsize=1)
-def _latents_and_judge(
-    data: str | None, epochs: tuple[int, int] | None
-) -> tuple[Latents, ImageClassifier]:
-    images = load_digit_images() if data == "digits" else load_mnist(data)
-    encode, read = image_latents, image_classifier
-    if epochs is not None:
-        encode, read = partial(encode, epochs=epochs[0]), partial(read, epochs=epochs[1])
-    return encode(images, 6, progress=False), read(images, progress=False)
