@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.optimize import linprog
 
+import keodrift as kd
 from keodrift.costs import half_squared, squared
 from keodrift.data import sample_target
 from keodrift.transport import Clusters, EntropicProblem, Sinkhorn, coarse
@@ -60,6 +61,16 @@ def test_points_without_weight_do_not_disturb_it(cloud):
         for g in (whole[:4], without)
     ]
     assert values[0] == pytest.approx(values[1], rel=1e-9) and bool(whole.isfinite().all())
+
+
+def test_infinite_costs_are_not_for_the_simplex(cloud):
+    def near(x, y):
+        squares = ((x - y) ** 2).sum(-1)
+        return squares.where(squares < 9, torch.inf)
+
+    x, y = cloud(0, 30, 2), cloud(1, 30, 2)
+    a = torch.full((30,), 1 / 30, dtype=torch.float64)
+    assert exact_potential(EntropicProblem(x, y, a, a, kd.Cost("near", near), 0.01)) is None
 
 
 @pytest.mark.parametrize("tau", [0.1, 0.01, 0.001])

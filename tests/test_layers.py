@@ -49,6 +49,7 @@ MAY_MEET_PAIRS = {
     ("costs/cost.py", "pairs"),
     ("costs/trial.py", "pairs"),
     ("transport/newton.py", "all_costs"),
+    ("transport/exact.py", "all_costs"),
     ("reach.py", "all_costs"),
 }
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from keodrift.reductions import all_costs
 from keodrift.transport.problem import EntropicProblem
 
-PIVOTS = 10_000_000  # at most, far beyond what problems that are solved exactly take
+PIVOTS = 1_000_000  # at most, far beyond what problems that are solved exactly take
 
 
 def import_pot() -> ModuleType:
@@ -23,16 +23,18 @@ def import_pot() -> ModuleType:
     return ot
 
 
-def exact_potential(problem: EntropicProblem) -> Tensor:
+def exact_potential(problem: EntropicProblem) -> Tensor | None:
     """The potential on y at τ = 0, in units of the problem's τ, float64 ``(…, M)``.
 
     Small problems, whose marginals are held; a mask is not seen. Problems of a batch are solved one
-    after the other, on the CPU.
+    after the other, on the CPU. None where a cost is not finite.
 
     Source: Flamary et al., POT: Python Optimal Transport, JMLR 2021 (`ot.emd`).
     """
     emd = import_pot().emd
     costs = all_costs(problem.x.double(), problem.y.double(), problem.cost)
+    if not bool(costs.isfinite().all()):
+        return None  # which the simplex does not know; a pass over all pairs says what is wrong
     n, m = costs.shape[-2:]
     shapes = ((problem.a, (n,)), (problem.b, (m,)), (costs, (n, m)))
     clouds = [z.reshape(-1, *shape).cpu().numpy() for z, shape in shapes]

@@ -76,9 +76,10 @@ def coarse(
     if not _reducible(problem):
         return cooled(problem, solver)
     if _direct(problem):
-        exactly = problem.reach is None and _steepness(problem) > STEEP
-        g = exact_potential(problem) if exactly else cooled(problem, solver).g
-        g, f = newton(problem, g, tol=solver.tol)
+        steep = problem.reach is None and _steepness(problem) > STEEP
+        exact = exact_potential(problem) if steep else None
+        begin = cooled(problem, solver).g if exact is None else exact
+        g, f = newton(problem, begin, tol=solver.tol)
         return Coupling(problem, g, solver.tol, f)
     clusters = clusters or Clusters()
     count = _clusters(problem)
