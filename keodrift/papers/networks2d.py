@@ -243,7 +243,9 @@ class NetworkGrid(Study[Cell]):
                 panel.set_title(f"{target}, τ = {tau:g}", fontsize="medium")
                 panel.set_xlabel("training step")
                 panel.set_ylabel("$W_2^2$ [length$^2$]")
-        panels[0, 0].legend(fontsize="x-small")
+        drawn = [panel for panel in panels.flat if panel.lines]
+        if drawn:
+            drawn[0].legend(fontsize="x-small")
         words = "lower is better, the dotted line is as good as real data"
         figure.suptitle(f"{self.title}, {self.experiment}: {words}")
         save_figure(figure, path)
