@@ -160,11 +160,12 @@ def _claimed(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def train(config: Any) -> dict[str, Any]:
+def train(config: Any, prepared: tuple[Task, Trainer] | None = None) -> dict[str, Any]:
     """Runs ``keodrift train`` with a composed config.
 
     Args:
         config: `keodrift.configuration.compose` of ``"train"``, or `compose_run` there.
+        prepared: What `prepare` gave for it, if it was called before.
 
     Returns:
         The final numbers, which the run folder's ``result.json`` holds too.
@@ -174,7 +175,7 @@ def train(config: Any) -> dict[str, Any]:
             folder; nothing has been written then.
         DivergedError: The training diverged; what was kept before stays.
     """
-    task, trainer = prepare(config)
+    task, trainer = prepared or prepare(config)
     folder = Path(config.output)
     with _claimed(folder):
         with atomic_path(folder / "config.yaml") as draft:

@@ -209,13 +209,15 @@ def test_settings_do_not_pass_for_each_other(tiny, tmp_path, monkeypatch):
 def test_some_lines_are_runs_of_the_whole_figure(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(FIGURES, "tiny", tiny)
     how = {"workers": 0, "progress": False}
-    part = reproduce("tiny", tmp_path, fields=["Sinkhorn"], limit=1, **how)
+    part = reproduce("tiny", tmp_path, fields=["Sinkhorn", "Sinkhorn"], limit=1, **how)
     assert {row["field"] for row in part.rows} == {"converged"}
     assert (tmp_path / "tiny_public_run_Sinkhorn.md").exists()
     whole = reproduce("tiny", tmp_path, limit=0, **how)
     assert sum(row["runs"] for row in whole.rows) == 1
     with pytest.raises(OptionError, match=r"fields.*'sinkhorn'.*Sinkhorn"):
         reproduce("tiny", tmp_path, fields=["sinkhorn"], **how)
+    with pytest.raises(OptionError, match="'Sinkhorn', needs a list of some of one-sided"):
+        reproduce("tiny", tmp_path, fields="Sinkhorn", **how)
     with pytest.raises(OptionError, match="fig5 is drawn as a whole"):
         reproduce("fig5", tmp_path, fields=["sinkhorn"], **how)
 

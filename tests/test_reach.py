@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import replace
+from decimal import Decimal, localcontext
 from itertools import pairwise
 
 import pytest
@@ -19,6 +20,7 @@ from keodrift.costs import as_cost, half_squared, squared
 from keodrift.errors import ArgumentError, ConvergenceWarning, OptionError, ShapeError
 from keodrift.reductions import Cells, Tiled
 from keodrift.transport import EntropicProblem, Sinkhorn, coarse, cooled, zero
+from keodrift.transport.marginals import Relaxed
 from keodrift.transport.newton import newton
 
 F64 = torch.float64
@@ -650,3 +652,22 @@ def test_points_without_weight_have_no_slope_of_the_divergence():
     y, a = torch.tensor([[1e15]], dtype=F64), torch.tensor([1.0, 0.0])  # the second is near it
     kd.sinkhorn_divergence(x, y, 1e30, x_weights=a, reach=1e30).backward()
     assert torch.isfinite(x.grad).all() and float(x.grad[1]) == 0
+
+
+@pytest.mark.parametrize("r", [1e-3, 1.0, 1e3, 1e8])
+@pytest.mark.parametrize("spread", [1e-6, 1.0, 30.0, 1e3, 1e5])
+@pytest.mark.parametrize("rarest", [1.0, 1e-20, 1e-150])
+def test_kept_masses_have_all_their_digits(r, spread, rarest):
+    """The dual against sums in eighty digits, where r multiplies every rounding."""
+    f = spread * normal(1, 200)
+    a = normal(2, 200).abs() * rarest ** normal(3, 200).sigmoid()
+    a[:5] = 0
+    a = a / a.sum()
+    with localcontext() as digits:
+        digits.prec, digits.Emin, digits.Emax = 80, -(10**17), 10**17
+        weights = [Decimal(w) for w in a.tolist()]
+        exponents = [-Decimal(v) / Decimal(r) for v in f.tolist()]
+        kept = sum(w * e.exp() for w, e in zip(weights, exponents, strict=True)) / sum(weights)
+        kept = float(kept.ln() * (2 * Decimal(r) + 1))
+    ratio = torch.tensor([r], dtype=F64)
+    assert float(Relaxed(ratio).dual(a, f, a, f)) == pytest.approx(-kept, rel=1e-12)

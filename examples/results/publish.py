@@ -48,10 +48,12 @@ def publish() -> None:
 
 
 def keep(study: str) -> None:
-    """Adds the numbers of finished cells to those that are kept."""
+    """Adds the numbers of finished cells to those that are kept, but for quick ones."""
     store = CELLS / f"{study}.jsonl"
     kept = read(store)
     for path in sorted((OUTPUTS / study).glob("*/**/*.json*")):
+        if any(part.endswith("quick") for part in path.parts):
+            continue
         if path.suffix == ".json":
             kept[path.relative_to(OUTPUTS).as_posix()] = path.read_text()
         elif path.with_name("result.json").exists():

@@ -119,11 +119,12 @@ class SinkhornDrift(SoftmaxDrift):
             EntropicProblem(x, clouds.y, a, clouds.b, *how, reach=reach),
             EntropicProblem(x, clouds.z, a, clouds.c, *how, masked, symmetric, reach),
         )
-        starts: list[Start] = [partial(coarse, clusters=Clusters())] * 2
+        begin = partial(coarse, clusters=Clusters())
+        starts: list[Start] = [begin, begin]
         if isinstance(start, SoftmaxField) and start.couplings:
             before = (start.particles, start.data.points, start.model.points)
             moved = max(map(displacement, before, (x, clouds.y, clouds.z)))
-            starts = [Carried(before, moved) for before in start.couplings]
+            starts = [Carried(before, moved, begin) for before in start.couplings]
         solver = self.solver
         field = self._of(clouds, tuple(map(solver.couple, problems, starts)))
         return field if self.drift_tol is None else self._refined(clouds, field, self.drift_tol)

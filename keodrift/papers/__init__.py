@@ -78,6 +78,7 @@ def reproduce(
         setting = grid.experiment
         if fields is not None:
             grid = grid.only(fields)
+            fields = [word for word, _ in grid.fields.values()]  # in one order, each once
     elif experiment is not None:
         raise OptionError("experiment", repr(experiment), f"none: {name} has one setting")
     elif fields is not None:

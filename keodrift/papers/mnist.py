@@ -121,10 +121,10 @@ class MnistGrid(Study[Cell]):
         config = compose("train", cell.overrides)
         config.output, config.progress = str(path.parent), False
         config.resume = bool(checkpoints(path.parent))
+        task, trainer = prepare(config)
         if not config.resume:
-            task, trainer = prepare(config)
             write_json(path.with_name("untrained.json"), task.evaluate(trainer.average))
-        train(config)
+        train(config, (task, trainer))
 
     def rows(self, folder: Path) -> list[Row]:
         """Means over seeds, for every kernel, temperature and field."""

@@ -116,8 +116,8 @@ class NetworkGrid(Study[Cell]):
             OptionError: A word is none of them, or there is none.
         """
         known = {word: label for label, (word, _) in self.fields.items()}
-        if not words:
-            raise OptionError("fields", repr(words), f"some of {', '.join(known)}")
+        if not words or isinstance(words, str):
+            raise OptionError("fields", repr(words), f"a list of some of {', '.join(known)}")
         for word in words:
             check_choice("fields", word, tuple(known))
         chosen = {label: own for label, own in self.fields.items() if own[0] in words}

@@ -34,7 +34,7 @@ def exact_potential(problem: EntropicProblem) -> Tensor | None:
     emd = import_pot().emd
     costs = all_costs(problem.x.double(), problem.y.double(), problem.cost)
     if not bool(costs.isfinite().all()):
-        return None  # which the simplex does not know; a pass over all pairs says what is wrong
+        return None  # which the simplex does not know
     n, m = costs.shape[-2:]
     shapes = ((problem.a, (n,)), (problem.b, (m,)), (costs, (n, m)))
     clouds = [z.reshape(-1, *shape).cpu().numpy() for z, shape in shapes]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from keodrift.costs import Cost
-from keodrift.reductions import ENGINES, Engine, GibbsKernel, gibbs_kernel
+from keodrift.reductions import ENGINES, Engine, GibbsKernel, gibbs_kernel, mean_cost
 from keodrift.transport.clusters import Clusters
 from keodrift.transport.marginals import Exact, Marginals, Relaxed
 
@@ -52,6 +52,11 @@ class EntropicProblem:
         return gibbs_kernel(
             self.x, self.y, self.cost, self.tau, mask_self=self.masked, backend=self.backend
         )
+
+    @cached_property
+    def steepness(self) -> float:
+        """The mean cost in units of τ, the largest of a batch."""
+        return float((mean_cost(self.x, self.y, self.cost, 64).abs() / self.tau).max())
 
     @cached_property
     def infeasible(self) -> Tensor:

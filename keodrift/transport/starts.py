@@ -17,12 +17,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from keodrift.reductions import mean_cost
 from keodrift.transport.clusters import Clusters
 from keodrift.transport.exact import exact_potential
 from keodrift.transport.newton import newton
 from keodrift.transport.problem import EntropicProblem
-from keodrift.transport.sinkhorn import Coupling, Sinkhorn
+from keodrift.transport.sinkhorn import Coupling, Sinkhorn, Start
 
 CLUSTERS = 4096  # at most, at the finest coarse level
 REFINEMENT = 4  # points a cluster, at least, from level to level
@@ -46,7 +45,7 @@ def zero(problem: EntropicProblem, solver: Sinkhorn) -> Coupling:
 
 def cooled(problem: EntropicProblem, solver: Sinkhorn) -> Coupling:
     """One sweep at each temperature from the mean cost down to τ."""
-    tau, ratio = problem.tau, _steepness(problem)
+    tau, ratio = problem.tau, problem.steepness
     # Levels from just above τ up to the mean cost; none where that overflows or is below τ.
     levels = math.floor(math.log(ratio, COOLING)) if 1 < ratio < math.inf else 0
     g = torch.zeros_like(problem.b)
@@ -76,7 +75,7 @@ def coarse(
     if not _reducible(problem):
         return cooled(problem, solver)
     if _direct(problem):
-        steep = problem.reach is None and _steepness(problem) > STEEP
+        steep = problem.reach is None and problem.steepness > STEEP
         exact = exact_potential(problem) if steep else None
         begin = cooled(problem, solver).g if exact is None else exact
         g, f = newton(problem, begin, tol=solver.tol)
@@ -117,23 +116,25 @@ class Carried:
     Attributes:
         before: The earlier coupling.
         moved: How far points are from those it was solved for, a length.
+        otherwise: Where a solve begins that this potential does not suit.
     """
 
     before: Coupling
     moved: float
+    otherwise: Start = coarse
 
     def __call__(self, problem: EntropicProblem, solver: Sinkhorn) -> Coupling:
         """The carried potential where it is near, else that of clusters."""
         replaceable = _reducible(problem) and not problem.symmetric
         if replaceable and self._far(problem, solver.tol):
-            return coarse(problem, solver)
+            return self.otherwise(problem, solver)
         begin = Coupling(problem, self.before.potential_at(problem.y), solver.tol)
         if not replaceable or solver.max_half_steps <= 2:
             return begin
         first = replace(solver, max_half_steps=2).solve(problem, lambda *_: begin)
         if bool((first.marginal_error <= NEAR * solver.tol).all()):
             return first
-        return replace(coarse(problem, solver), half_steps=first.half_steps)
+        return replace(self.otherwise(problem, solver), half_steps=first.half_steps)
 
     def _far(self, problem: EntropicProblem, tol: float) -> bool:
         length = problem.cost.length(torch.as_tensor(problem.tau))
@@ -145,11 +146,6 @@ def displacement(before: Tensor, after: Tensor) -> float:
     if before.shape != after.shape:
         return math.inf
     return math.sqrt(float((after - before).double().square().sum(-1).mean()))
-
-
-def _steepness(problem: EntropicProblem) -> float:
-    """The mean cost in units of τ, the largest of a batch."""
-    return float((mean_cost(problem.x, problem.y, problem.cost, 64).abs() / problem.tau).max())
 
 
 def _direct(problem: EntropicProblem) -> bool:
