@@ -77,6 +77,17 @@ def exponentials_(logits: Tensor) -> Tensor:
     return logits.clamp_(min=math.log(torch.finfo(logits.dtype).tiny) + 1).exp_()
 
 
+def weighted_sums(weights: Tensor, values: Tensor) -> Tensor:
+    """``Σ_j w_ij v_j``, ``(B, N, v)``, for few values.
+
+    Products are made in tiles of columns: where those are few, the transpose is up to ten times
+    faster on a CPU, but for a single vector, which has a routine of its own.
+    """
+    if values.shape[-1] == len(values) == 1:
+        return weights @ values
+    return (values.mT @ weights.mT).mT.contiguous()
+
+
 def coupling_weights(logits: Tensor, own: tuple[Tensor, Tensor] | None, rows: slice) -> Tensor:
     """A = exp(logits), divided by √(1 + A exp(s_i + t_j)) where ``own = (s, t)`` is given."""
     if own is not None:

@@ -97,22 +97,26 @@ class EntropicProblem:
         kernel = self.kernel
         if at is not None:
             kernel = gibbs_kernel(at, self.y, self.cost, self.tau, backend=self.backend)
-        return self._half_step(kernel, self.b, g, guess)
+        return self._half_step(kernel, self._log_weights[1], g, guess)
 
     def column_step(
         self, f: Tensor, guess: Tensor | None = None, at: Tensor | None = None
     ) -> Tensor:
         """The half-step g = −λ log Σ_i a_i exp(f_i − C_ij/τ), ``(…, M)``; as `row_step`."""
         if at is None:
-            return self._half_step(self.kernel.T, self.a, f, guess)
+            return self._half_step(self.kernel.T, self._log_weights[0], f, guess)
         kernel = gibbs_kernel(at, self.x, self.cost.turned, self.tau, backend=self.backend)
-        return self._half_step(kernel, self.a, f, guess)
+        return self._half_step(kernel, self._log_weights[0], f, guess)
+
+    @cached_property
+    def _log_weights(self) -> tuple[Tensor, Tensor]:
+        return self.a.log(), self.b.log()
 
     def _half_step(
-        self, kernel: GibbsKernel, weights: Tensor, potential: Tensor, guess: Tensor | None
+        self, kernel: GibbsKernel, log_weights: Tensor, potential: Tensor, guess: Tensor | None
     ) -> Tensor:
         near = None if guess is None else self.marginals.log_mass(guess)
-        mass = kernel.log_mass(weights.log() + potential, near)
+        mass = kernel.log_mass(log_weights + potential, near)
         # A query without atoms (its own, masked) has no row to normalise; its potential is 0.
         return self.marginals.potential(mass.masked_fill(torch.isneginf(mass), 0))
 

@@ -16,6 +16,7 @@ from keodrift.reductions.blocks import (
     lowest,
     raise_to,
     row_blocks,
+    weighted_sums,
     working_cost,
 )
 from keodrift.reductions.engines.pairs import PairKernel
@@ -91,10 +92,11 @@ class DenseKernel(PairKernel):
 
     def _stable_average(self, bias: Tensor, values: Tensor) -> Tensor:
         if self.block.requires_grad:
-            return torch.softmax(bias[:, None, :] - self.block, -1) @ values
+            return weighted_sums(torch.softmax(bias[:, None, :] - self.block, -1), values)
         mean = values.new_empty(*self.block.shape[:-1], values.shape[-1])
         for rows, weights, _ in self._softmax_weights(bias):
-            mean[:, rows] = (weights @ values).div_(weights.sum(-1, keepdim=True))
+            total = weighted_sums(weights, values)
+            mean[:, rows] = total.div_(weights.sum(-1, keepdim=True))
         return mean
 
     def _softmax_weights(self, bias: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -111,7 +113,10 @@ class DenseKernel(PairKernel):
         for rows in row_blocks(self.block):
             logits = bias[:, None, :] - self.block[:, rows]
             weights = exponentials_(logits.sub_(shift[:, rows, None]))
-            total[:, rows] = weights.sum(-1, keepdim=True) if values is None else weights @ values
+            if values is None:
+                total[:, rows] = weights.sum(-1, keepdim=True)
+            else:
+                total[:, rows] = weighted_sums(weights, values)
         return total
 
     def _coupling_sum(
@@ -127,7 +132,7 @@ class DenseKernel(PairKernel):
             logits = bias[:, None, :] - self.block[:, rows] - shift[:, rows, None]
             weights = coupling_weights(logits, own, rows)
             weights = raise_to(floor, weights, self.frame.mask_self, rows.start)
-            parts.append(weights @ values)
+            parts.append(weighted_sums(weights, values))
         return torch.cat(parts, -2)
 
     def _about(
@@ -149,11 +154,15 @@ class DenseKernel(PairKernel):
         change = bias - col
         top = change.amax(-1, keepdim=True)
         factor = (change - top).to(weights.dtype).exp_()[..., None]
-        total = weights @ (factor if values is None else torch.cat([factor, factor * values], -1))
+        if values is None:
+            total = weighted_sums(weights, factor)
+        else:
+            total = weighted_sums(weights, torch.cat([factor, factor * values], -1))
         mass = total[..., 0].double().log()
         if not float(mass.abs().amax()) < ABSORBED_REACH:
             return None
-        return mass.add_(top).sub_(row), total[..., 1:] / total[..., :1]
+        averages = total if values is None else total[..., 1:] / total[..., :1]
+        return mass.add_(top).sub_(row), averages
 
     def _absorb(self, bias: Tensor, guess: Tensor) -> None:
         block = self.block.detach()

@@ -16,6 +16,7 @@ from keodrift.reductions.blocks import (
     exponentials_,
     lowest,
     raise_to,
+    weighted_sums,
     working_cost,
 )
 from keodrift.reductions.engines.pairs import PairKernel
@@ -52,7 +53,9 @@ class TiledKernel(PairKernel):
 
     def _stable_average(self, bias: Tensor, values: Tensor) -> Tensor:
         if self.frame.x.requires_grad:
-            return self._by_rows(lambda logits, _: torch.softmax(logits, -1) @ values, bias, -2)
+            return self._by_rows(
+                lambda logits, _: weighted_sums(torch.softmax(logits, -1), values), bias, -2
+            )
         out = values.new_empty(*self.frame.x.shape[:2], values.shape[-1])
         for rows, _, mass, total in self._stream(bias, values):
             out[:, rows] = total / mass[..., None].to(total.dtype)
@@ -65,9 +68,10 @@ class TiledKernel(PairKernel):
             logits = self._logits(bias, i, i_end, j, j_end)
             logits.sub_(shift[:, i:i_end, None] + self._row_term(i, i_end))
             weights = exponentials_(logits)
-            out[:, i:i_end] += (
-                weights.sum(-1, keepdim=True) if values is None else weights @ values[:, j:j_end]
-            )
+            if values is None:
+                out[:, i:i_end] += weights.sum(-1, keepdim=True)
+            else:
+                out[:, i:i_end] += weighted_sums(weights, values[:, j:j_end])
         return out
 
     def _coupling_sum(
@@ -82,7 +86,7 @@ class TiledKernel(PairKernel):
             rows = slice(i, i + logits.shape[1])
             logits = logits - shift[:, rows, None]
             weights = coupling_weights(logits, own, rows)
-            return raise_to(floor, weights, self.frame.mask_self, i) @ values
+            return weighted_sums(raise_to(floor, weights, self.frame.mask_self, i), values)
 
         return self._by_rows(verb, bias, -2)
 
@@ -149,7 +153,7 @@ class TiledKernel(PairKernel):
             decay = (top - new_top).exp_()
             mass.mul_(decay).add_(tile.sum(-1))
             if values is not None:
-                total.mul_(decay[..., None]).add_(tile @ values[:, j:j_end])
+                total.mul_(decay[..., None]).add_(weighted_sums(tile, values[:, j:j_end]))
             top = new_top
             if j_end == m:
                 row_term = self._row_term(i, i_end)
