@@ -11,9 +11,11 @@ from torch import Tensor
 
 from keodrift.checks import check_cloud, check_positive, check_weights, normalised
 from keodrift.costs import euclidean
-from keodrift.drifts.by_class import for_every_class
+from keodrift.drifts.by_class import for_every_class, members_of, padded
 from keodrift.errors import OptionError
-from keodrift.reductions import mean_cost
+from keodrift.reductions import expected_cost
+
+POINTS = 2048  # of each cloud, at most, in the mean distance that scales features
 
 
 def drift_loss(
@@ -115,18 +117,19 @@ def _scaled(x: Tensor, y: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, Tenso
         inputs |= dict(zip(names, rows, strict=True)) | {"negative_labels": own}
     clouds = [(x, labels), (y, inputs["y_labels"])]
     clouds += [(inputs[name], inputs[f"{name.removesuffix('s')}_labels"]) for name in others]
-    scales = [z.new_ones(len(z), 1) for z, _ in clouds]
-    for k in classes:
-        parts = [z[of == k] for z, of in clouds]
-        if len(parts[1]):  # or the drift refuses the class
-            found = feature_scale(*parts).to(x.dtype)
-            for scale, (_, of) in zip(scales, clouds, strict=True):
-                scale[of == k] = found
+    places = [padded(members_of(of, classes.tolist())) for _, of in clouds]
+    batch = [(z[index], alive) for (z, _), (index, alive) in zip(clouds, places, strict=True)]
+    found = _distance_scale(*batch, points=POINTS).to(x.dtype)[:, None]
+    scales = []
+    for (z, _), (index, alive) in zip(clouds, places, strict=True):
+        # A point of a class that no particle has stays as it is; the drift refuses it.
+        scale = z.new_ones(len(z)).index_put((index[alive],), found.expand_as(index)[alive])
+        scales.append(scale[:, None])
     first, second, *rest = ((z / s, s) for (z, _), s in zip(clouds, scales, strict=True))
     return first[1], second[0], inputs | dict(zip(others, (z for z, _ in rest), strict=True))
 
 
-def feature_scale(x: Tensor, y: Tensor, *others: Tensor, points: int = 2048) -> Tensor:
+def feature_scale(x: Tensor, y: Tensor, *others: Tensor, points: int = POINTS) -> Tensor:
     """Factor S for which the mean distance of particles to all others, divided by S, is √d.
 
     Args:
@@ -143,11 +146,21 @@ def feature_scale(x: Tensor, y: Tensor, *others: Tensor, points: int = 2048) -> 
         >>> feature_scale(torch.zeros(1, 4), torch.full((1, 4), 3.0)).item()
         3.0
     """
-    clouds = [z.detach().double() for z in (y, *others) if z.numel()]
-    few = x.detach().double()
-    count = sum(z.shape[-2] for z in clouds)
-    total = sum(z.shape[-2] * mean_cost(few, z, euclidean, points) for z in clouds)
-    scale = torch.as_tensor(total) / (count * math.sqrt(x.shape[-1]))
+    clouds = (x, y, *others)
+    everywhere = [torch.ones(z.shape[:-1], dtype=torch.bool, device=z.device) for z in clouds]
+    return _distance_scale(*zip(clouds, everywhere, strict=True), points=points)
+
+
+def _distance_scale(
+    particles: tuple[Tensor, Tensor], *others: tuple[Tensor, Tensor], points: int
+) -> Tensor:
+    """`feature_scale` of clouds with a mask of the points that count, ``(…, K)`` each."""
+    (x, a), *clouds = ((z.detach().double(), alive.double()) for z, alive in (particles, *others))
+    clouds = [(y, b) for y, b in clouds if y.numel()]
+    counts = [b.sum(-1) for _, b in clouds]
+    means = [expected_cost(x, a, y, b, euclidean, points) for y, b in clouds]
+    total = sum(many * mean for many, mean in zip(counts, means, strict=True))
+    scale = torch.as_tensor(total) / (sum(counts) * math.sqrt(x.shape[-1]))
     return torch.where(scale > 0, scale, 1.0)
 
 

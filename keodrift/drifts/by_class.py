@@ -6,7 +6,7 @@ together; classes too large for that run one after another.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,7 +81,7 @@ class ClassField(Field):
             raise OptionError("labels", sorted(unknown), f"classes among {list(self.classes)}")
         found = []
         for part in self.parts:
-            index, alive = _padded([_members(labels, k) for k in part.classes])
+            index, alive = padded(members_of(labels, part.classes))
             found.append((index, alive, part.field(z[index])))
         return _scattered(z, found)
 
@@ -147,7 +147,7 @@ def fit_by_class(
         _refuse_strangers(negatives, classes)
     clouds = {"x": x, "y": y, "model": model, "negatives": negatives}
     given = {name: cloud for name, cloud in clouds.items() if cloud is not None}
-    members = {name: [_members(_labels(c), k) for k in classes] for name, c in given.items()}
+    members = {name: members_of(_labels(c), classes) for name, c in given.items()}
     for name in members.keys() - {"x", "negatives"}:
         empty = [k for k, own in zip(classes, members[name], strict=True) if len(own) == 0]
         if empty:
@@ -161,7 +161,7 @@ def fit_by_class(
     as_one = together(width["x"], max(width["y"], repels), len(classes))
     parts = []
     for batch in [range(len(classes))] if as_one else alone:
-        where = {name: _padded([own[k] for k in batch]) for name, own in members.items()}
+        where = {name: padded([own[k] for k in batch]) for name, own in members.items()}
         pieces = {name: cloud.part(*where[name]) for name, cloud in given.items()}
         names = tuple(classes[k] for k in batch)
         field = fit(Clouds.of(**pieces, dtype=dtype), before.get(names))
@@ -188,8 +188,9 @@ def _labels(cloud: Cloud) -> Tensor:
     return cloud.labels
 
 
-def _members(labels: Tensor, label: int) -> Tensor:
-    return (labels == label).nonzero()[:, 0]
+def members_of(labels: Tensor, classes: Sequence[int]) -> list[Tensor]:
+    """Indices of the points of each class."""
+    return [(labels == k).nonzero()[:, 0] for k in classes]
 
 
 def _scattered(like: Tensor, found: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
@@ -200,7 +201,7 @@ def _scattered(like: Tensor, found: list[tuple[Tensor, Tensor, Tensor]]) -> Tens
     return out
 
 
-def _padded(members: list[Tensor]) -> tuple[Tensor, Tensor]:
+def padded(members: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Indices ``(B, K)`` with repeats for padding, and which of them are real."""
     width = max(1, max(len(m) for m in members))
     device = members[0].device

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from keodrift.costs import Cost
-from keodrift.reductions.blocks import exclude_self, pair_costs
+from keodrift.reductions.blocks import exclude_self, pair_costs, weighted_sums
 from keodrift.reductions.precision import full_precision
 from keodrift.reductions.sizes import sizes
 
@@ -54,7 +54,7 @@ def expected_cost(
     (x, a), (y, b) = sides
     mean = torch.zeros(x.shape[:-2], dtype=torch.float64, device=x.device)
     for rows, block in _row_blocks(x, y, cost):
-        mean += (a[..., rows] * (block.double() @ b[..., None])[..., 0]).sum(-1)
+        mean += (a[..., rows] * weighted_sums(block.double(), b[..., None])[..., 0]).sum(-1)
     return mean
 
 
