@@ -43,7 +43,7 @@ gpu: setup engines ## On a CUDA device: its tests, every benchmark, their tables
 	run passes "dimensions=[2,3,6,16,64]" size=100000; \
 	run field_error "sizes=[10000,100000]" limit=60 name=planar; \
 	run field_error "problems=[mixture]" d=64 limit=60 name=mixture; \
-	run scaling; run solver; run step; \
+	run scaling; run solver; run step; run costs; run labels; \
 	run memory "sizes=[10000,100000,1000000]" "backends=[dense,keops,cells]" limit_mb=4000; \
 	$(BIN)/python benchmarks/publish.py; exit $$status
 

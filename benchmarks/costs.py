@@ -59,7 +59,7 @@ def cell(spec: dict) -> dict:
     synchronise(device)
     return {
         "seconds": time.perf_counter() - begun,
-        "peak_mb": peak_mb(),
+        "peak_mb": peak_mb(device),
         "half_steps": [c.half_steps for c in field.couplings],
         "marginal_error": float(field.marginal_error),
         "engine": field.couplings[0].problem.kernel.engine.name,

@@ -3,11 +3,13 @@
     python benchmarks/field_error.py                          # half-trained 8-Gaussians, N = 10 000
     python benchmarks/field_error.py sizes=[25000,100000,400000] peers=[tol,multiscale]
     python benchmarks/field_error.py problems=[mixture] d=6 limit=120
+    python benchmarks/field_error.py cost=euclidean           # beside GeomLoss alone
 
 A marginal error flatters: what a training step uses is the drift V. Every cell computes V once, in
 a process of its own after a small run that compiles, and is compared (relative L2 over all
 particles) with our float64 field at tol = 1e-6, which is itself compared with the dense engine's at
-tol = 1e-8 on a smaller problem. The kernel is exp(−‖x−y‖²/τ). A cell that passes ``limit`` seconds
+tol = 1e-8 on a smaller problem. The kernel is exp(−‖x−y‖²/τ), or exp(−‖x−y‖/τ) where V is
+the gradient of the divergence, as GeomLoss' is. A cell that passes ``limit`` seconds
 is stopped and reported as such, as are those that would take longer still; a peer that is not
 installed is reported as missing. Results are written after every cell.
 """
@@ -29,6 +31,7 @@ SETTINGS = {
     "sizes": [10_000],
     "d": 2,  # dimension (mixture only)
     "taus": [0.1],
+    "cost": "squared",  # or euclidean
     "peers": [],  # words in the names of peers; all if there are none
     "limit": 600.0,  # seconds a cell may take
     "device": "cpu",
@@ -78,8 +81,12 @@ LADDER: dict[str, tuple[float, ...]] = {
 STORED = ("GeomLoss tensorized", "dense torch", "POT log")  # hold N×M matrices
 
 
-def ladders(peers: list[str], size: int, d: int, device: str) -> dict[str, tuple[float, ...]]:
+def ladders(
+    peers: list[str], size: int, d: int, cost: str, device: str
+) -> dict[str, tuple[float, ...]]:
     def able(peer: str) -> bool:
+        if cost != "squared" and not peer.startswith(("keodrift, ", "GeomLoss")):
+            return False
         if size > 10_000 and peer.startswith(STORED):
             return False
         if peer.startswith("flash") and not device.startswith("cuda"):
@@ -95,7 +102,24 @@ def effort(peer: str, value: float) -> float:
     return 1 / -math.log(value) if "scaling" in peer else max(value, 1.0)
 
 
-def drift(peer: str, value: float, x, y, tau: float):
+def ours(tau: float, cost: str, **options):
+    """Our drift: the barycentric one is the divergence's gradient for squared costs alone."""
+    import keodrift as kd
+
+    velocity = "barycentric" if cost == "squared" else "gradient"
+    return kd.SinkhornDrift(tau, cost=cost, velocity=velocity, **options)
+
+
+def geomloss(peer: str, value: float, tau: float, cost: str, **options):
+    """Its loss: for p = 2 of ½‖x−y‖², whose temperature is half as large."""
+    from geomloss import SamplesLoss
+
+    p, blur = (2, (tau / 2) ** 0.5) if cost == "squared" else (1, tau)
+    backend = peer.split()[1].rstrip(",")
+    return SamplesLoss("sinkhorn", p=p, blur=blur, scaling=value, backend=backend, **options)
+
+
+def drift(peer: str, value: float, x, y, tau: float, cost: str = "squared"):
     """V by one peer at one setting."""
     import torch
 
@@ -103,27 +127,22 @@ def drift(peer: str, value: float, x, y, tau: float):
 
     n = len(x)
     if peer == "reference":
-        backend = "cells" if x.shape[1] <= 3 and n >= 10_000 else "auto"
-        return kd.SinkhornDrift(
-            tau, cost="squared", tol=value or 1e-6, max_half_steps=20_000, backend=backend
-        )(x.double(), y.double())
+        backend = "cells" if cost == "squared" and x.shape[1] <= 3 and n >= 10_000 else "auto"
+        exact = {"tol": value or 1e-6, "max_half_steps": 20_000, "backend": backend}
+        return ours(tau, cost, **exact)(x.double(), y.double())
     if peer == "dense reference":
-        return kd.SinkhornDrift(
-            tau, cost="squared", tol=1e-8, max_half_steps=20_000, backend="dense"
-        )(x.double(), y.double())
+        exact = {"tol": 1e-8, "max_half_steps": 20_000, "backend": "dense"}
+        return ours(tau, cost, **exact)(x.double(), y.double())
     if peer == "keodrift, tol":
-        return kd.SinkhornDrift(tau, cost="squared", tol=value)(x, y)
+        return ours(tau, cost, tol=value)(x, y)
     if peer == "keodrift, drift_tol":
-        return kd.SinkhornDrift(tau, cost="squared", drift_tol=value)(x, y)
+        return ours(tau, cost, drift_tol=value)(x, y)
     if peer == "keodrift one-sided":
         return kd.OneSidedDrift(tau, cost="squared", mask_self=False)(x, y)
     if peer == "keodrift, sweeps":
-        return kd.SinkhornDrift(tau, cost="squared", half_steps=2 * int(value) + 1)(x, y)
+        return ours(tau, cost, half_steps=2 * int(value) + 1)(x, y)
     if peer.startswith("GeomLoss"):
-        from geomloss import SamplesLoss
-
-        backend = peer.split()[1].rstrip(",")
-        loss = SamplesLoss("sinkhorn", p=2, blur=(tau / 2) ** 0.5, scaling=value, backend=backend)
+        loss = geomloss(peer, value, tau, cost)
         z = x.clone().requires_grad_()
         return -n * torch.autograd.grad(loss(z, y), z)[0]
     if peer.startswith("flash-sinkhorn"):
@@ -221,19 +240,20 @@ def cell(spec: dict) -> dict:
     """Computes one drift, stores it and says what it took."""
     import numpy as np
 
-    device, peer, value, tau = (spec[key] for key in ("device", "peer", "value", "tau"))
+    device, peer, value = (spec[key] for key in ("device", "peer", "value"))
+    how = (spec["tau"], spec["cost"])
 
     def sample(size: int):
         return (z.to(device) for z in clouds(spec["problem"], size, spec["d"]))
 
     if "keodrift" in peer:  # large enough to compile what the real size runs
-        drift(peer, 1e-2 if "tol" in peer else min(value, 2), *sample(3000), tau)
+        drift(peer, 1e-2 if "tol" in peer else min(value, 2), *sample(3000), *how)
     elif "reference" not in peer:
-        drift(peer, 0.5 if "scaling" in peer else 2, *sample(200), tau)
+        drift(peer, 0.5 if "scaling" in peer else 2, *sample(200), *how)
     x, y = sample(spec["size"])
     synchronise(device)
     begun = time.perf_counter()
-    v = drift(peer, value, x, y, tau)
+    v = drift(peer, value, x, y, *how)
     synchronise(device)
     taken = time.perf_counter() - begun
     np.save(spec["path"], v.detach().double().cpu().numpy())
@@ -247,35 +267,21 @@ def marginals(spec: dict, x, y, seconds: float) -> dict:
     """
     import torch
 
-    import keodrift as kd
-
-    peer, value, tau = spec["peer"], spec["value"], spec["tau"]
+    peer, value, tau, cost = (spec[key] for key in ("peer", "value", "tau", "cost"))
     option = {"keodrift, tol": "tol", "keodrift, drift_tol": "drift_tol"}.get(peer)
     if option or peer == "keodrift, sweeps":
         extra = {option: value} if option else {"half_steps": 2 * int(value) + 1}
-        field = kd.SinkhornDrift(tau, cost="squared", **extra).fit(x, y)
+        field = ours(tau, cost, **extra).fit(x, y)
         return {"marginal_error": float(field.couplings[0].marginal_error)}
     if not peer.startswith("GeomLoss") or seconds > 20:
         return {}
-    from geomloss import SamplesLoss
-
-    from keodrift.costs import squared
+    from keodrift.costs import as_cost
     from keodrift.transport import EntropicProblem
 
-    backend = peer.split()[1].rstrip(",")
-    loss = SamplesLoss(
-        "sinkhorn",
-        p=2,
-        blur=(tau / 2) ** 0.5,
-        scaling=value,
-        backend=backend,
-        potentials=True,
-        debias=False,
-    )
-    _, g = loss(x, y)
-    g = g.double().reshape(-1) / (tau / 2)
+    _, g = geomloss(peer, value, tau, cost, potentials=True, debias=False)(x, y)
+    g = g.double().reshape(-1) / (tau / 2 if cost == "squared" else tau)
     a, b = (z.new_full((len(z),), 1 / len(z), dtype=torch.float64) for z in (x, y))
-    problem = EntropicProblem(x, y, a, b, squared, tau)
+    problem = EntropicProblem(x, y, a, b, as_cost(cost), tau)
     image = problem.column_step(problem.row_step(g))
     return {"marginal_error": float(problem.marginal_error(g, image))}
 
@@ -297,7 +303,8 @@ def reference(spec: dict, limit: float, kept: Path) -> dict:
     """The converged float64 field, from disk where an earlier run left it."""
     import numpy as np
 
-    path = kept / ("-".join(str(spec[key]) for key in ("problem", "size", "d", "tau")) + ".npy")
+    known = ("problem", "size", "d", "tau", "cost")
+    path = kept / ("-".join(str(spec[key]) for key in known) + ".npy")
     if path.exists():
         return {"v": np.load(path)}
     out = run(spec | {"peer": "reference", "value": 0}, limit)
@@ -321,6 +328,7 @@ def main(options) -> None:
     results: list[dict] = []
     output = Path(options.output)
     label = "-".join([*options.problems, *(f"n{n}" for n in options.sizes), f"d{options.d}"])
+    label += "" if options.cost == "squared" else f"-{options.cost}"
     label = options.name or label + "".join(f"-tau{tau:g}" for tau in options.taus)
 
     def keep(out: dict) -> None:
@@ -330,7 +338,8 @@ def main(options) -> None:
 
     for problem in options.problems:
         for tau in options.taus:
-            base = {"problem": problem, "d": options.d, "tau": tau, "device": options.device}
+            base = {"problem": problem, "d": options.d, "tau": tau, "cost": options.cost}
+            base["device"] = options.device
             small = base | {"size": 1000, "value": 0}
             pair = [
                 run(small | {"peer": p}, options.limit) for p in ("reference", "dense reference")
@@ -342,7 +351,8 @@ def main(options) -> None:
                 truth = reference(base, 10 * options.limit, output / "references")
                 if "error" in truth:
                     sys.exit(f"the reference failed: {truth['error']}")
-                for peer, values in ladders(options.peers, size, options.d, options.device).items():
+                able = ladders(options.peers, size, options.d, options.cost, options.device)
+                for peer, values in able.items():
                     pace = 0.0  # seconds a unit of effort, of the last setting
                     for value in values:
                         spec = base | {"peer": peer, "value": value}
@@ -414,4 +424,4 @@ def plot(results: list[dict], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    begin(main, SETTINGS, {"problems": PROBLEMS}, cell)
+    begin(main, SETTINGS, {"problems": PROBLEMS, "cost": ("squared", "euclidean")}, cell)

@@ -2,7 +2,7 @@
 
     python benchmarks/passes.py
     python benchmarks/passes.py dimensions=[2,6] device=cuda
-    python benchmarks/passes.py costs=[all] dimensions=[2,6,64] name=costs
+    python benchmarks/passes.py costs=[all] dimensions=[2,6,16] name=costs
 
 For every dimension and cost one run measures, on the same clouds in float32 under exp(−C/τ), τ a
 twentieth of the mean cost: KeOps' own logsumexp (its slope by autograd) and sumsoftmaxweight; each

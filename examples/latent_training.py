@@ -77,6 +77,7 @@ RECIPES = {
     "4 × data": Recipe(more_data=4),
     "256 a class": Recipe(batch=256, length=0.25),
     "512 a class": Recipe(batch=512, length=0.125),
+    "256 a class, as many steps": Recipe(batch=256),
     "whole class": Recipe(batch=None, length=0.125),
     "τ = 0.02": Recipe(taus=(0.02,)),
     "τ = 0.1": Recipe(taus=(0.1,)),

@@ -19,12 +19,25 @@ import keodrift as kd
 from keodrift.costs import Cost
 from keodrift.errors import ArgumentError, DeviceError, DtypeError, OptionError, OutOfMemoryError
 from keodrift.reductions import ENGINES, Cells, Tiled, choose_backend, gibbs_kernel
+from keodrift.reductions.blocks import weighted_sums
 from keodrift.reductions.engines.cells import kernel as cells
 from keodrift.reductions.engines.keops import kernel as keops
 
 STORED = ["dense", "tiled"]
 RHOS = [1e-3, 1.0, 1e3]
 DTYPES = [torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("problems", [1, 3])
+@pytest.mark.parametrize("width", [1, 2, 40])
+@pytest.mark.parametrize("turned", [False, True])
+def test_weighted_sums_of_any_shape_are_sums_and_contiguous(cloud, problems, width, turned):
+    weights = cloud(0, problems, 7, 5).mT if turned else cloud(0, problems, 5, 7)
+    values = cloud(1, problems, 7, width)
+    found = weighted_sums(weights, values)
+    expected = (weights[..., None] * values[:, None]).sum(2)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert found.is_contiguous()
 
 
 class Case:
