@@ -98,7 +98,8 @@ def roofline(x: torch.Tensor, y: torch.Tensor) -> dict:
         for i in range(0, n, rows):
             for j in range(0, len(y), cols):
                 tile = torch.mm(x[i : i + rows], y[j : j + cols].T).mul_(0.01).exp_()
-                _ = tile @ values[j : j + cols] if average else tile.sum(1)
+                # Turned, the product with few values is several times faster on a CPU.
+                _ = values[j : j + cols].T @ tile.T if average else tile.sum(1)
 
     return {"log-mass": lambda: blocks(False), "barycentre": lambda: blocks(True)}
 
