@@ -49,15 +49,20 @@ def machine(device: str = "cpu") -> str:
 
 def seconds(call: Callable[[], object], device: str = "cpu", repeats: int = 5) -> float:
     """Median time of a call, after one that is not counted; waits for a GPU to finish."""
+    return seconds_in_turn({"": call}, device, repeats)[""]
 
-    def once() -> float:
+
+def seconds_in_turn(
+    calls: dict[str, Callable[[], object]], device: str = "cpu", repeats: int = 5
+) -> dict[str, float]:
+    """The same of several: a machine's pace drifts by a third in a minute."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for name, call in [*calls.items()] * (1 + repeats):
         begun = time.perf_counter()
         call()
         synchronise(device)
-        return time.perf_counter() - begun
-
-    once()
-    return sorted(once() for _ in range(repeats))[repeats // 2]
+        times[name].append(time.perf_counter() - begun)
+    return {name: sorted(taken[1:])[repeats // 2] for name, taken in times.items()}
 
 
 def peak_mb(device: str = "cpu") -> float:

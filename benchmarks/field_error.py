@@ -110,13 +110,17 @@ def ours(tau: float, cost: str, **options):
     return kd.SinkhornDrift(tau, cost=cost, velocity=velocity, **options)
 
 
+def power_and_temperature(tau: float, cost: str) -> tuple[int, float]:
+    """GeomLoss' p and blur^p: for p = 2 of ½‖x−y‖², whose temperature is half as large."""
+    return (2, tau / 2) if cost == "squared" else (1, tau)
+
+
 def geomloss(peer: str, value: float, tau: float, cost: str, **options):
-    """Its loss: for p = 2 of ½‖x−y‖², whose temperature is half as large."""
     from geomloss import SamplesLoss
 
-    p, blur = (2, (tau / 2) ** 0.5) if cost == "squared" else (1, tau)
-    backend = peer.split()[1].rstrip(",")
-    return SamplesLoss("sinkhorn", p=p, blur=blur, scaling=value, backend=backend, **options)
+    p, temperature = power_and_temperature(tau, cost)
+    how = {"p": p, "blur": temperature ** (1 / p), "backend": peer.split()[1].rstrip(",")}
+    return SamplesLoss("sinkhorn", scaling=value, **how, **options)
 
 
 def drift(peer: str, value: float, x, y, tau: float, cost: str = "squared"):
@@ -279,7 +283,7 @@ def marginals(spec: dict, x, y, seconds: float) -> dict:
     from keodrift.transport import EntropicProblem
 
     _, g = geomloss(peer, value, tau, cost, potentials=True, debias=False)(x, y)
-    g = g.double().reshape(-1) / (tau / 2 if cost == "squared" else tau)
+    g = g.double().reshape(-1) / power_and_temperature(tau, cost)[1]
     a, b = (z.new_full((len(z),), 1 / len(z), dtype=torch.float64) for z in (x, y))
     problem = EntropicProblem(x, y, a, b, as_cost(cost), tau)
     image = problem.column_step(problem.row_step(g))

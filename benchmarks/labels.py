@@ -10,15 +10,13 @@ that is stored. The median of ``repeats`` in turn, in one process, after a call 
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from common import begin, machine, markdown, synchronise
+from common import begin, machine, markdown, seconds_in_turn
 
 import keodrift as kd
 from keodrift.data import load_digits_latents
@@ -72,17 +70,6 @@ def one_by_one(drift: kd.SinkhornDrift, x: torch.Tensor, y: torch.Tensor) -> lis
     return [drift(*clouds) for clouds in zip(x, y, strict=True)]
 
 
-def medians(calls: dict[str, Callable[[], object]], repeats: int, device: str) -> dict[str, float]:
-    """Median seconds of each, taken in turn: a machine's pace drifts by a third in a minute."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for name, call in [*calls.items()] * (repeats + 1):
-        begun = time.perf_counter()
-        call()
-        synchronise(device)
-        times[name].append(time.perf_counter() - begun)
-    return {name: statistics.median(taken[1:]) for name, taken in times.items()}
-
-
 def main(options) -> None:
     report = {"machine": machine(options.device), "classes": options.classes, "rows": []}
     report |= {key: options[key] for key in ("d", "tau", "tol")}
@@ -92,7 +79,7 @@ def main(options) -> None:
             drift = kd.SinkhornDrift(
                 options.tau, relative=True, cost="squared", half_steps=half_steps, tol=options.tol
             )
-            took = medians(calls(drift, x, y), options.repeats, options.device)
+            took = seconds_in_turn(calls(drift, x, y), options.device, options.repeats)
             for way, found in took.items():
                 row = {"size": size, "half_steps": half_steps, "way": way, "seconds": found}
                 report["rows"].append(row)

@@ -117,14 +117,18 @@ def _scaled(x: Tensor, y: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, Tenso
         inputs |= dict(zip(names, rows, strict=True)) | {"negative_labels": own}
     clouds = [(x, labels), (y, inputs["y_labels"])]
     clouds += [(inputs[name], inputs[f"{name.removesuffix('s')}_labels"]) for name in others]
-    places = [padded(members_of(of, classes.tolist())) for _, of in clouds]
-    batch = [(z[index], alive) for (z, _), (index, alive) in zip(clouds, places, strict=True)]
-    found = _distance_scale(*batch, points=POINTS).to(x.dtype)[:, None]
-    scales = []
-    for (z, _), (index, alive) in zip(clouds, places, strict=True):
-        # A point of a class that no particle has stays as it is; the drift refuses it.
-        scale = z.new_ones(len(z)).index_put((index[alive],), found.expand_as(index)[alive])
-        scales.append(scale[:, None])
+    members = [members_of(of, classes.tolist()) for _, of in clouds]
+    batch = []
+    for (z, _), theirs in zip(clouds, members, strict=True):
+        index, alive = padded([m[:: max(1, -(-len(m) // POINTS))] for m in theirs])
+        counts = torch.tensor([len(m) for m in theirs], dtype=torch.float64, device=z.device)
+        batch.append((z[index], alive.double(), counts))
+    found = _distance_scale(*batch, points=POINTS).to(x.dtype)
+    # A point of a class that no particle has stays as it is; the drift refuses it.
+    scales = [z.new_ones(len(z), 1) for z, _ in clouds]
+    for scale, theirs in zip(scales, members, strict=True):
+        for m, size in zip(theirs, found, strict=True):
+            scale[m] = size
     first, second, *rest = ((z / s, s) for (z, _), s in zip(clouds, scales, strict=True))
     return first[1], second[0], inputs | dict(zip(others, (z for z, _ in rest), strict=True))
 
@@ -146,21 +150,18 @@ def feature_scale(x: Tensor, y: Tensor, *others: Tensor, points: int = POINTS) -
         >>> feature_scale(torch.zeros(1, 4), torch.full((1, 4), 3.0)).item()
         3.0
     """
-    clouds = (x, y, *others)
-    everywhere = [torch.ones(z.shape[:-1], dtype=torch.bool, device=z.device) for z in clouds]
-    return _distance_scale(*zip(clouds, everywhere, strict=True), points=points)
+    clouds = [
+        (z, z.new_ones(z.shape[:-1], dtype=torch.float64), z.shape[-2]) for z in (x, y, *others)
+    ]
+    return _distance_scale(*clouds, points=points)
 
 
-def _distance_scale(
-    particles: tuple[Tensor, Tensor], *others: tuple[Tensor, Tensor], points: int
-) -> Tensor:
-    """`feature_scale` of clouds with a mask of the points that count, ``(…, K)`` each."""
-    (x, a), *clouds = ((z.detach().double(), alive.double()) for z, alive in (particles, *others))
-    clouds = [(y, b) for y, b in clouds if y.numel()]
-    counts = [b.sum(-1) for _, b in clouds]
-    means = [expected_cost(x, a, y, b, euclidean, points) for y, b in clouds]
-    total = sum(many * mean for many, mean in zip(counts, means, strict=True))
-    scale = torch.as_tensor(total) / (sum(counts) * math.sqrt(x.shape[-1]))
+def _distance_scale(*clouds: tuple[Tensor, Tensor, Tensor | int], points: int) -> Tensor:
+    """`feature_scale` of clouds, each with weights ``(…, K)`` and the number it stands for."""
+    (x, a, _), *others = ((z.detach().double(), w, count) for z, w, count in clouds)
+    met = [(expected_cost(x, a, y, b, euclidean, points), n) for y, b, n in others if y.numel()]
+    total = sum(n * mean for mean, n in met)
+    scale = torch.as_tensor(total) / (sum(n for _, n in met) * math.sqrt(x.shape[-1]))
     return torch.where(scale > 0, scale, 1.0)
 
 

@@ -76,6 +76,19 @@ def test_every_class_has_its_own_scale(cloud, negatives):
         torch.testing.assert_close(free.grad[i], part.grad * len(part) / 8, rtol=1e-6, atol=1e-12)
 
 
+def test_large_classes_are_picked_from_as_if_alone(cloud):
+    """More points than the mean distance runs over, in classes of unequal size."""
+    x, y, drift = cloud(0, 6000, 2), cloud(1, 12, 2), lambda x, y, **_: torch.ones_like(x)
+    labels = {"x_labels": (torch.arange(6000) % 3 > 0).long(), "y_labels": torch.arange(12) % 2}
+    free = x.clone().requires_grad_()
+    kd.drift_loss(free, y, drift, scale_features=True, **labels).backward()
+    for k in (0, 1):
+        own = labels["x_labels"] == k
+        size = feature_scale(x[own], y[labels["y_labels"] == k])
+        expected = (-1 / size / 6000).expand(int(own.sum()), 2)
+        torch.testing.assert_close(free.grad[own], expected, rtol=1e-9, atol=0)
+
+
 @every_drift
 def test_negatives_without_labels_are_shared_by_all_classes(cloud, drift):
     x, y, u, w = cloud(0, 6, 2), cloud(1, 8, 2), cloud(2, 3, 2), cloud(3, 3).exp()

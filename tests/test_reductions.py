@@ -38,6 +38,8 @@ def test_weighted_sums_of_any_shape_are_sums_and_contiguous(cloud, problems, wid
     expected = (weights[..., None] * values[:, None]).sum(2)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     assert found.is_contiguous()
+    ones = torch.ones_like(values[..., :1])
+    torch.testing.assert_close(weighted_sums(weights, None), weights @ ones, rtol=1e-12, atol=1e-12)
 
 
 class Case:

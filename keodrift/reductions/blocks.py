@@ -77,12 +77,14 @@ def exponentials_(logits: Tensor) -> Tensor:
     return logits.clamp_(min=math.log(torch.finfo(logits.dtype).tiny) + 1).exp_()
 
 
-def weighted_sums(weights: Tensor, values: Tensor) -> Tensor:
-    """``Σ_j w_ij v_j``, ``(B, N, v)``, for few values.
+def weighted_sums(weights: Tensor, values: Tensor | None) -> Tensor:
+    """``Σ_j w_ij v_j``, ``(B, N, v)``, for few values; without any they are 1 and v = 1.
 
     Products are made in tiles of columns: where those are few, the transpose is up to ten times
     faster on a CPU, but for a single vector, which has a routine of its own.
     """
+    if values is None:
+        return weights.sum(-1, keepdim=True)
     if values.shape[-1] == len(values) == 1:
         return weights @ values
     return (values.mT @ weights.mT).mT.contiguous()

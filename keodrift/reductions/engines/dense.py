@@ -113,10 +113,7 @@ class DenseKernel(PairKernel):
         for rows in row_blocks(self.block):
             logits = bias[:, None, :] - self.block[:, rows]
             weights = exponentials_(logits.sub_(shift[:, rows, None]))
-            if values is None:
-                total[:, rows] = weights.sum(-1, keepdim=True)
-            else:
-                total[:, rows] = weighted_sums(weights, values)
+            total[:, rows] = weighted_sums(weights, values)
         return total
 
     def _coupling_sum(
@@ -154,14 +151,14 @@ class DenseKernel(PairKernel):
         change = bias - col
         top = change.amax(-1, keepdim=True)
         factor = (change - top).to(weights.dtype).exp_()[..., None]
-        if values is None:
-            total = weighted_sums(weights, factor)
-        else:
-            total = weighted_sums(weights, torch.cat([factor, factor * values], -1))
+        columns = factor if values is None else torch.cat([factor, factor * values], -1)
+        total = weighted_sums(weights, columns)
         mass = total[..., 0].double().log()
         if not float(mass.abs().amax()) < ABSORBED_REACH:
             return None
-        averages = total if values is None else total[..., 1:] / total[..., :1]
+        averages = total[..., 1:]
+        if values is not None:
+            averages = averages / total[..., :1]
         return mass.add_(top).sub_(row), averages
 
     def _absorb(self, bias: Tensor, guess: Tensor) -> None:

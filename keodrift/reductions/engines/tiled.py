@@ -68,10 +68,8 @@ class TiledKernel(PairKernel):
             logits = self._logits(bias, i, i_end, j, j_end)
             logits.sub_(shift[:, i:i_end, None] + self._row_term(i, i_end))
             weights = exponentials_(logits)
-            if values is None:
-                out[:, i:i_end] += weights.sum(-1, keepdim=True)
-            else:
-                out[:, i:i_end] += weighted_sums(weights, values[:, j:j_end])
+            some = None if values is None else values[:, j:j_end]
+            out[:, i:i_end] += weighted_sums(weights, some)
         return out
 
     def _coupling_sum(
