@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import reference as ref
@@ -13,6 +13,7 @@ from keodrift.drifts import ClassField, Drift, SoftmaxDrift
 from keodrift.errors import OptionError, ShapeError
 from keodrift.fields import Field, SoftmaxField
 from keodrift.flow import simulate
+from keodrift.reductions.sizes import SIZES
 from keodrift.transport import EntropicProblem, Sinkhorn, coarse, cooled
 
 F64 = torch.float64
@@ -98,12 +99,16 @@ LABELS = {"x_labels": X_LABELS, "y_labels": Y_LABELS}
 DRIFT = kd.SinkhornDrift(0.1, cost="squared", tol=1e-6)
 
 
-@pytest.mark.parametrize("backend", ["auto", "tiled"])  # one batch, and one class after another
-def test_a_field_by_class_is_one_field_a_class(backend):
+@pytest.mark.parametrize(
+    ("backend", "at_once", "parts"), [("auto", 3, 1), ("auto", 2, 2), ("tiled", 3, 3)]
+)
+def test_a_field_by_class_is_one_field_a_class(backend, at_once, parts, monkeypatch):
+    """In one batch, two classes at a time, and one class after another."""
+    monkeypatch.setitem(SIZES, "cpu", replace(SIZES["cpu"], stored=at_once * 150 * 200))
     drift = kd.SinkhornDrift(0.1, cost="squared", tol=1e-6, backend=backend)
     field = drift.fit(X, Y, **LABELS)
     assert isinstance(field, ClassField) and field.classes == (0, 3, 7)
-    assert len(field.parts) == (1 if backend == "auto" else 3)
+    assert len(field.parts) == parts
     assert torch.equal(field(), drift(X, Y, **LABELS))
     assert field.converged.tolist() == [True] * 3 and field.marginal_error.shape == (3,)
     z, labels = classes(5, {7: 6, 0: 4})

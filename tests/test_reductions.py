@@ -475,7 +475,9 @@ def test_choose_backend_explains_itself():
         assert choice.engine in str(choice) and choice.reason in str(choice)
     assert choose_backend(100_000, 100_000, 512).engine == "tiled"
     assert choose_backend(100_000, 100_000, 512).engine != "dense"
-    # A batch counts with all its problems.
+    # A batch counts with all its problems, and may be larger than one that is stored alone.
+    assert choose_backend(3000, 3000, 2).engine != "dense"
+    assert choose_backend(1000, 1000, 2, batch=10).engine == "dense"
     assert choose_backend(1000, 1000, 2, batch=1000).engine != "dense"
     with pytest.raises(OptionError) as error:
         choose_backend(10, 10, 2, cost="manhattan")

@@ -1,6 +1,6 @@
 """Independent problems of different sizes in one call: one class a problem, by label.
 
-Small classes are padded with points of weight 0 into one batch, which the dense engine solves
+Small classes are padded with points of weight 0 into batches, which the dense engine solves
 together; classes too large for that run one after another.
 """
 
@@ -157,13 +157,15 @@ def fit_by_class(
     width = {name: max(map(len, own)) for name, own in members.items()}
     repels = width.get("model", width["x"]) + width.get("negatives", 0)
     before = {} if start is None else {part.classes: part.field for part in start.parts}
-    alone = [[k] for k in range(len(classes))]
-    as_one = together(width["x"], max(width["y"], repels), len(classes))
+    size = len(classes)  # of a batch, halved until it is small enough
+    while size > 1 and not together(width["x"], max(width["y"], repels), size):
+        size = -(-size // 2)
     parts = []
-    for batch in [range(len(classes))] if as_one else alone:
-        where = {name: padded([own[k] for k in batch]) for name, own in members.items()}
+    for first in range(0, len(classes), size):
+        batch = slice(first, first + size)
+        where = {name: padded(own[batch]) for name, own in members.items()}
         pieces = {name: cloud.part(*where[name]) for name, cloud in given.items()}
-        names = tuple(classes[k] for k in batch)
+        names = tuple(classes[batch])
         field = fit(Clouds.of(**pieces, dtype=dtype), before.get(names))
         parts.append(Part(names, *where["x"], field))
     return ClassField(x.points, tuple(parts))

@@ -71,8 +71,9 @@ class SoftmaxDrift(Drift):
     def _together(self, n: int, m: int, d: int, problems: int, device: str) -> bool:
         if self.backend != "auto":
             return self.backend == "dense"
+        # No larger than one problem that is stored: what no cache holds is read slowly again.
         choice = choose_backend(
-            n, m, d, batch=problems, device=device, cost=self.cost, mask_self=self.mask_self
+            problems * n, m, d, device=device, cost=self.cost, mask_self=self.mask_self
         )
         return choice.engine == "dense"
 

@@ -83,7 +83,8 @@ def choose_backend(
     cost, limits = as_cost(cost), sizes(device)
     pairs = batch * n * m
     # An expression on tensors holds the differences of all pairs for a moment.
-    if pairs * (1 if cost.by_distance else d) <= limits.stored:
+    held = n * m * (1 if cost.by_distance else d)
+    if held <= limits.stored and batch * held <= limits.batch:
         return Choice("dense", f"{pairs} pairs fit in one block")
     compressed = cost.curvature is not None and d <= CELLS_DIMENSION and not mask_self
     if compressed and n * m >= limits.cells:

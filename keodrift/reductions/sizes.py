@@ -17,6 +17,7 @@ class Sizes:
 
     Attributes:
         stored: Up to so many, storing them is faster than any start-up cost of streaming them.
+        batch: Up to so many, a batch of problems small enough to be stored is stored.
         rows: Of a stored block, worked on at a time.
         tile: Of the tiled engine's tiles.
         graph: Of a block under autograd, recomputed in the backward pass, coordinates counted.
@@ -33,6 +34,7 @@ class Sizes:
     """
 
     stored: int
+    batch: int
     rows: int
     tile: int
     graph: int
@@ -47,6 +49,7 @@ class Sizes:
 
 CPU = Sizes(
     stored=1 << 22,
+    batch=1 << 24,
     rows=1 << 18,
     tile=1 << 19,
     graph=1 << 21,
@@ -60,6 +63,7 @@ CPU = Sizes(
 )
 GPU = Sizes(
     stored=1 << 24,
+    batch=1 << 26,
     rows=1 << 26,
     tile=1 << 24,
     graph=1 << 24,
