@@ -20,7 +20,7 @@ import multiprocessing
 import resource
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -114,7 +114,8 @@ class Faces(Study[Cell]):
         threads = (torch.get_num_threads(),)
         with ProcessPoolExecutor(1, fresh, torch.set_num_threads, threads) as own:
             found = own.submit(train, cell.overrides, path.with_suffix("")).result()
-        write_json(path, asdict(cell) | found)
+        known = {"data": cell.data, "tau": cell.tau, "field": cell.field}  # no paths of a machine
+        write_json(path, known | found)
 
     def table(self, rows: list[Row]) -> str:
         lines = []

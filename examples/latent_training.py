@@ -245,7 +245,8 @@ def train(cell: Cell, path: Path) -> None:
     for k, trainer.objective in enumerate(objectives, start=1):
         trainer.run(steps * k // len(objectives))
     found = task.judge(trainer.average, trainer.history, path.with_suffix(""))
-    write_json(path, asdict(cell) | found | {"seconds": trainer.history[-1]["seconds"]})
+    known = asdict(replace(cell, mnist_path=None))  # a path is of one machine
+    write_json(path, known | found | {"seconds": trainer.history[-1]["seconds"]})
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,9 @@ from keodrift.errors import ArgumentError, OptionError
 from keodrift.files import reading
 from keodrift.training import checkpoints
 
-# What may differ between the command that began a run and the one that resumes it.
-_FREE_ON_RESUME = ("output", "resume", "steps", "progress")
+# What may differ between the command that began a run and the one that resumes it, and with it all
+# that is interpolated from it; of the steps only their number, since a schedule is not stretched.
+_FREE_ON_RESUME = ("output", "resume", "progress", "checkpoint_every")
 
 
 @dataclass
@@ -191,11 +192,14 @@ def refuse_change(config: Any) -> None:
     Raises:
         OptionError: It says which values differ.
     """
-    before, now = _leaves(_saved(Path(config.output))), _leaves(config)
+    saved = _saved(Path(config.output))
+    for key in _FREE_ON_RESUME:
+        saved[key] = config[key]
+    before, now = _leaves(saved), _leaves(config)
     changed = [
         f"{key} ({before.get(key)}, now {now.get(key)})"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key not in _FREE_ON_RESUME
+        if before.get(key) != now.get(key) and key != "steps"
     ]
     if changed:
         got = f"a config that changed in {', '.join(changed)}"

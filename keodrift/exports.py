@@ -50,7 +50,8 @@ def save_network(
     """
     settings = described(network)
     metadata = {**(about or {}), "class": type(network).__qualname__, "settings": settings}
-    weights = {name: z.detach().contiguous() for name, z in network.state_dict().items()}
+    # Copies: the format refuses weights that two names share.
+    weights = {name: z.detach().clone().contiguous() for name, z in network.state_dict().items()}
     with atomic_path(path) as draft:
         draft.write_bytes(save(weights, metadata))
 

@@ -27,10 +27,12 @@ class Field(ABC):
     Attributes:
         particles: The particles it was fitted on, ``(…, N, d)``.
         couplings: What was solved to find it; empty where nothing was.
+        kernels: Those at the particles that the fit has built and keeps, or None.
     """
 
     particles: Tensor
     couplings: tuple[Coupling, ...] = ()
+    kernels: tuple[GibbsKernel, GibbsKernel] | None = None
 
     @abstractmethod
     def __call__(self, z: Tensor | None = None) -> Tensor:
@@ -67,6 +69,11 @@ class Field(ABC):
         errors = [float(c.error.max()) for c in self.couplings if c.error is not None]
         row: dict[str, float] = {"half_steps": self.half_steps} if self.couplings else {}
         return row | ({"marginal_error": max(errors)} if errors else {})
+
+    def release(self) -> None:
+        """Gives back blocks of pairs; they are formed again where they are asked for."""
+        for kernel in self.kernels or ():
+            kernel.release()
 
 
 def worst(reports: Iterable[Mapping[str, float]]) -> dict[str, float]:

@@ -57,8 +57,8 @@ def simulate(
         step_size: Euler step η, without unit: at 1, T = barycentre replaces the particle outright.
         steps: Number of Euler steps.
         keep: Store every ``keep``-th position besides the first and the last.
-        warm_start: Begin each solve at the last potential, where the drift can; cheaper, and the
-            same to its tolerance.
+        warm_start: Begin each fit where the last one ended, where the drift can. Solves are cheaper
+            and the same to their tolerance; a critic goes on learning.
         progress: Show a progress bar on standard error.
         **options: Passed to the drift: weights, negatives, labels.
 

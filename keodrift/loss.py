@@ -9,10 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from keodrift.checks import check_cloud, check_positive, check_weights, normalised
+from keodrift.checks import (
+    check_cloud,
+    check_labels,
+    check_positive,
+    check_weights,
+    normalised,
+)
 from keodrift.costs import euclidean
 from keodrift.drifts.by_class import for_every_class, members_of, padded
-from keodrift.errors import OptionError
+from keodrift.errors import OptionError, ShapeError
 from keodrift.reductions import expected_cost
 
 POINTS = 2048  # of each cloud, at most, in the mean distance that scales features
@@ -115,8 +121,13 @@ def _scaled(x: Tensor, y: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, Tenso
         names = [n for n in ("negatives", "negative_weights") if inputs.get(n) is not None]
         *rows, own = for_every_class(classes, *(inputs[name] for name in names))
         inputs |= dict(zip(names, rows, strict=True)) | {"negative_labels": own}
-    clouds = [(x, labels), (y, inputs["y_labels"])]
-    clouds += [(inputs[name], inputs[f"{name.removesuffix('s')}_labels"]) for name in others]
+    clouds = [(x, labels)]
+    for name, z in (("y", y), *((name, inputs[name]) for name in others)):
+        key = f"{name.removesuffix('s')}_labels"
+        if inputs.get(key) is None:
+            raise ShapeError(key, "None", "labels, as the others have")
+        check_labels(key, inputs[key], z)
+        clouds.append((z, inputs[key]))
     members = [members_of(of, classes.tolist()) for _, of in clouds]
     batch = []
     for (z, _), theirs in zip(clouds, members, strict=True):

@@ -184,6 +184,8 @@ class ConditionalMLP(nn.Module):
         seed: int = 0,
     ) -> None:
         _check_sizes(noise_dim=noise_dim, dim=dim, classes=classes, class_dim=class_dim)
+        if guidance_dim != 0:
+            _check_sizes(guidance_dim=guidance_dim)
         super().__init__()
         self.settings = {
             "noise_dim": noise_dim,
@@ -279,6 +281,9 @@ def sample(
     noise = draw_noise(network, n, generator)
     if labels is not None:
         check_labels("labels", labels, noise)
+        if isinstance(network, (MLP, ResidualMLP)):
+            given = f"classes for a {type(network).__name__}"
+            raise OptionError("labels", given, "None, or a conditional network")
     if isinstance(network, ConditionalMLP):
         known = range(network.classes)
         if labels is None or not (int(labels.min()) in known and int(labels.max()) in known):
@@ -288,12 +293,13 @@ def sample(
         omega = _strengths(network, omega, noise)
     columns = [column for column in (noise, labels, omega) if column is not None]
     parts = zip(*(column.split(batch_size) for column in columns), strict=True)
-    training = network.training
+    before = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
         return torch.cat([network(*part) for part in parts])
     finally:
-        network.train(training)
+        for module, training in before:  # not network.train, which reaches those that stay frozen
+            module.training = training
 
 
 def _strengths(network: nn.Module, omega: Tensor | float, noise: Tensor) -> Tensor:

@@ -207,7 +207,8 @@ def plot_image_rows(
     """Small images in rows, each row under its own name.
 
     Args:
-        rows: Name of each row and its images ``(n, h, w)`` in [0, 1], black on white.
+        rows: Name of each row and its images in [0, 1]: ``(n, h, w)``, drawn black on white, or in
+            colour, ``(n, 3, h, w)``.
         title: How to read the figure, in a line.
         split: Draw a line after this many columns, between what is generated and what is real.
 
@@ -218,16 +219,19 @@ def plot_image_rows(
         >>> figure = plot_image_rows([("3", torch.rand(5, 8, 8))], title="Threes")
     """
     stacks = [images.detach().cpu() for _, images in rows]
-    if len({images.shape for images in stacks}) != 1 or stacks[0].ndim != 3:
-        shapes = [tuple(images.shape) for images in stacks]
-        raise ShapeError("rows", shapes, "equal shapes (n, h, w)")
-    count, height, width = stacks[0].shape
+    shapes = [tuple(images.shape) for images in stacks]
+    coloured = shapes[0][1:-2] == (3,)
+    if len(set(shapes)) != 1 or len(shapes[0]) != 3 + coloured:
+        raise ShapeError("rows", shapes, "equal shapes (n, h, w), or (n, 3, h, w)")
+    count, (height, width) = shapes[0][0], shapes[0][-2:]
+    inked = [images.float() if coloured else 1 - images.float() for images in stacks]
     # One bitmap with one white pixel between the images.
-    padded = [torch.nn.functional.pad(images, (0, 1, 0, 1)) for images in stacks]
-    sheet = torch.cat([torch.cat(list(images), dim=1) for images in padded], dim=0)
+    padded = [torch.nn.functional.pad(images, (0, 1, 0, 1), value=1.0) for images in inked]
+    sheet = torch.cat([torch.cat(list(images), dim=-1) for images in padded], dim=-2)
     figure, grid = new_figure(0.42 * count + 1, 0.42 * len(rows) + 1)
     axes = grid[0, 0]
-    axes.imshow(1 - sheet.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    bitmap = sheet.movedim(0, -1) if coloured else sheet
+    axes.imshow(bitmap.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_yticks(
         [height / 2 + (height + 1) * row for row in range(len(rows))], [name for name, _ in rows]
     )
@@ -238,7 +242,7 @@ def plot_image_rows(
     else:
         edge = split * (width + 1) - 1
         axes.axvline(edge, color=MODEL, lw=1.5)
-        axes.set_xticks([edge / 2, (edge + sheet.shape[1]) / 2], ["generated", "real"])
+        axes.set_xticks([edge / 2, (edge + sheet.shape[-1]) / 2], ["generated", "real"])
     axes.tick_params(length=0)
     axes.set_title(title, fontsize=10)
     return figure

@@ -76,16 +76,19 @@ def _network(node: Any, task: Task) -> nn.Module:
     return build(OmegaConf.merge(node, {key: known[key] for key in auto}))
 
 
-def _drifts(node: Any, task: Task) -> list[Drift]:
+def _drifts(config: Any, task: Task) -> list[Drift]:
     """The drift of a node with ``_target_``, or those of a mapping of such nodes.
 
     A ``reach`` of ``auto`` is that of the gaps of the task's data.
     """
-    drifts = []
+    node, drifts = config.drift, []
     for one in [node] if "_target_" in node else node.values():
         if isinstance(one, DictConfig) and one.get("reach") == "auto":
-            relative = one.get("relative", False)
-            reach = task.reach(one.get("cost", "half_squared"), relative=relative)
+            reach = task.reach(
+                one.get("cost", "half_squared"),
+                relative=one.get("relative", False),
+                scaled=config.objective.get("scale_features", False),
+            )
             one = OmegaConf.merge(one, {"reach": reach})
         drifts.append(build(one))
     return drifts
@@ -117,7 +120,7 @@ def prepare(config: Any) -> tuple[Task, Trainer]:
     task = build(config.task, build(config.data))
     network = _network(config.network, task).to(device)
     described(network)  # or it could not be kept
-    objective = build(config.objective, _drifts(config.drift, task))
+    objective = build(config.objective, _drifts(config, task))
     objective.check(fresh=config.negatives == "fresh", balanced=config.balanced)
     optimizer = build(config.optimizer, grouped_parameters(network, config.rates or {}))
     trainer = Trainer(

@@ -287,3 +287,15 @@ def test_a_cost_is_tried_where_every_cloud_lies(cloud):
 def test_costs_that_are_none_are_refused(make, argument):
     with pytest.raises(OptionError, match=argument):
         make()
+
+
+def test_a_point_without_direction_is_moved_by_no_cosine(cloud):
+    """The network whose output layer begins at 0 is all such points."""
+    x, y = torch.zeros(3, 4, dtype=torch.float32), cloud(1, 6, 4).float()
+    drift = kd.OneSidedDrift(0.1, cost="cosine", velocity="gradient", mask_self=False)
+    assert not drift(x, y).any()
+    free = x.clone().requires_grad_()
+    kd.sinkhorn_divergence(free, y, 0.1, cost="cosine").backward()
+    assert not free.grad.any()
+    costs = as_cost("cosine").pairs(x[None], y[None])
+    torch.testing.assert_close(costs, torch.full((1, 3, 6), 0.5))

@@ -201,3 +201,11 @@ def test_the_sinkhorn_divergence_falls_along_its_flow(cloud):
     assert float(back.falling) == 0 and back.values.shape == (21,)
     with pytest.raises(ShapeError, match="^path"):
         kd.dissipation(energy, [x])
+
+
+def test_particles_beside_a_smaller_model_cloud_share_nothing_by_padding(cloud):
+    x = torch.zeros(4, 2, dtype=F64)
+    field = kd.SinkhornDrift(0.5).fit(x, cloud(1, 6, 2), model=cloud(2, 2, 2))
+    assert kd.self_share(field).tolist() == [0.0] * 4
+    same = kd.SinkhornDrift(0.5).fit(x, cloud(1, 6, 2), model=x[:2])
+    assert bool((kd.self_share(same)[:2] > 0).all()) and not kd.self_share(same)[2:].any()

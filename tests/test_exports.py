@@ -106,3 +106,17 @@ def test_what_cannot_be_kept_or_read_is_refused(tmp_path):
     kd.save_network(other, path)
     with pytest.raises(ArgumentError, match="a Linear of this version"):
         kd.load_network(path, classes=[Linear])
+
+
+class Tied(Linear):
+    def __init__(self, noise_dim: int = 2) -> None:
+        super().__init__(noise_dim)
+        self.again = nn.Linear(noise_dim, 2)
+        self.again.weight = self.map.weight
+
+
+def test_weights_that_two_layers_share_are_kept(tmp_path):
+    network, path = Tied(), tmp_path / "network.safetensors"
+    kd.save_network(network, path)
+    back = kd.load_network(path, classes=[Tied])
+    assert back.again.weight is back.map.weight and torch.equal(back.map.weight, network.map.weight)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 import reference as ref
@@ -13,7 +13,6 @@ from keodrift.drifts import ClassField, Drift, SoftmaxDrift
 from keodrift.errors import OptionError, ShapeError
 from keodrift.fields import Field, SoftmaxField
 from keodrift.flow import simulate
-from keodrift.reductions.sizes import SIZES
 from keodrift.transport import EntropicProblem, Sinkhorn, coarse, cooled
 
 F64 = torch.float64
@@ -102,9 +101,9 @@ DRIFT = kd.SinkhornDrift(0.1, cost="squared", tol=1e-6)
 @pytest.mark.parametrize(
     ("backend", "at_once", "parts"), [("auto", 3, 1), ("auto", 2, 2), ("tiled", 3, 3)]
 )
-def test_a_field_by_class_is_one_field_a_class(backend, at_once, parts, monkeypatch):
+def test_a_field_by_class_is_one_field_a_class(backend, at_once, parts, resized):
     """In one batch, two classes at a time, and one class after another."""
-    monkeypatch.setitem(SIZES, "cpu", replace(SIZES["cpu"], stored=at_once * 150 * 200))
+    resized(stored=at_once * 150 * 200)
     drift = kd.SinkhornDrift(0.1, cost="squared", tol=1e-6, backend=backend)
     field = drift.fit(X, Y, **LABELS)
     assert isinstance(field, ClassField) and field.classes == (0, 3, 7)
@@ -217,3 +216,45 @@ def test_slopes_of_the_joint_form_hold_under_extreme_weights(cloud):
         field(points).sum().backward()
         slopes.append(points.grad.double())
     torch.testing.assert_close(slopes[1], slopes[0], rtol=1e-3, atol=1e-6)
+
+
+def test_a_large_class_does_not_keep_small_ones_from_one_batch():
+    sizes = {0: 20, 1: 300, 2: 22, 3: 21}
+    (x, x_labels), (y, y_labels) = classes(0, sizes), classes(1, sizes)
+    seen = []
+
+    def together(n, m, problems):
+        seen.append((n, m, problems))
+        return n * m * problems <= 3 * 22 * 22
+
+    class Some(kd.SinkhornDrift):
+        def _together(self, n, m, d, problems, device):
+            return together(n, m, problems)
+
+    field = Some(0.1, cost="squared", tol=1e-6).fit(x, y, x_labels=x_labels, y_labels=y_labels)
+    assert [part.classes for part in field.parts] == [(0, 3, 2), (1,)]
+    assert field.classes == (0, 1, 2, 3) and field.converged.tolist() == [True] * 4
+    errors = dict(zip(field.classes, field.marginal_error.tolist(), strict=True))
+    for part in field.parts:
+        own = part.field.marginal_error.tolist()
+        assert own == [errors[k] for k in part.classes]
+    for k in sizes:
+        alone = DRIFT.fit(x[x_labels == k], y[y_labels == k])
+        torch.testing.assert_close(field()[x_labels == k], alone(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "drift", [DRIFT, kd.TwoSidedDrift(0.1, mask_self=False)], ids=["Sinkhorn", "split"]
+)
+def test_classes_one_after_another_leave_no_block_of_pairs(drift, resized):
+    whole = drift(X, Y, **LABELS)
+    resized(stored=150 * 200)
+    field = drift.fit(X, Y, **LABELS)
+    assert len(field.parts) > 1
+    for part in field.parts:
+        for kernel in part.field.kernels:
+            assert "block" not in vars(kernel) and "T" not in vars(kernel)
+            assert not kernel._absorbed
+        queries = X[part.index]  # what is asked for later is made again
+        torch.testing.assert_close(part.field(queries), part.field(), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(field(), whole, rtol=0, atol=1e-4)

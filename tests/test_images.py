@@ -195,3 +195,16 @@ class TestPca:
         assert (white - torch.eye(5)).abs().max() < 1e-4
         with pytest.raises(ArgumentError, match="dim: got 25, needs a dimension in 1…24"):
             pca_latents(images, 25)
+
+
+def test_directions_without_variance_are_not_whitened():
+    images = load_digit_images()
+    with pytest.raises(ArgumentError, match=r"^dim: got 64, needs at most \d\d, in whose"):
+        pca_latents(images, 64, whiten=True)
+    assert float(pca_latents(images, 64).test.abs().max()) < 100
+
+
+def test_bytes_are_encoded_as_the_images_they_are():
+    images = load_digit_images()
+    latents = pca_latents(images, 5)
+    torch.testing.assert_close(latents.encode(images.test), latents.test)

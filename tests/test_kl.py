@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import keodrift as kd
+from keodrift.costs import mahalanobis
 from keodrift.errors import ArgumentError, OptionError
 
 F64 = torch.float64
@@ -73,6 +74,9 @@ def test_silverman_is_the_best_bandwidth_of_a_normal_density():
         (lambda: kd.KLDrift(1.0, form="path"), "form"),
         (lambda: kd.KLDrift(1.0, masses="all"), "masses"),
         (lambda: kd.KLDrift(1.0, samples=0), "samples"),
+        (lambda: kd.KLDrift(1.0, samples=3), "samples"),
+        (lambda: kd.KLDrift(1.0, cost="cosine"), "cost"),
+        (lambda: kd.KLDrift(1.0, cost=mahalanobis(torch.ones(2))), "cost"),
         (lambda: kd.KLDrift(1.0, generator=-1), "generator"),
         (lambda: kd.KLDrift(1.0, generator=True), "generator"),
         (lambda: kd.KLDrift(1.0, cost="euclidean"), "cost"),

@@ -14,6 +14,7 @@ from keodrift.cli import main
 from keodrift.configuration import compose
 from keodrift.data import get_target, load_digits_latents, write_synthetic_alae
 from keodrift.errors import OptionError
+from keodrift.loss import feature_scale
 from keodrift.networks import ConditionalMLP, sample
 from keodrift.tasks import Guidance, LatentTask, PlanarTask
 from keodrift.training import grouped_parameters
@@ -202,3 +203,26 @@ def test_a_reach_is_that_of_the_widest_class_and_may_be_in_mean_costs():
     words = ("task=latents", "data.dim=3", "drift=relaxed", "+drift.relative=true")
     (drift,) = built(*words)[1].objective.drifts
     assert drift.reach == pytest.approx(built(*words)[0].reach(relative=True))
+
+
+def test_a_resume_may_show_progress_and_checkpoint_otherwise(mnist, tmp_path):
+    """Also where other keys are interpolated from these."""
+    words = ["data=mnist", mnist, "data.dim=2", "data.epochs=1", f"output={tmp_path}/run"]
+    assert main(["train", *SMALL, *words, "data.progress=${progress}", "steps=1"]) == 0
+    resume = ["train", f"output={tmp_path}/run", "resume=true", "steps=2"]
+    assert main([*resume, "progress=true", "checkpoint_every=7"]) == 0
+    assert main([*resume, "evaluate_every=3"]) == 2
+
+
+def test_an_automatic_reach_is_in_the_unit_of_the_features_that_the_loss_scales():
+    words = ["task=latents", "drift=relaxed", "data.dim=4"]
+    task, plain = built(*words)
+    _, scaled = built(*words, "objective.scale_features=true")
+    # ½‖x−y‖² of one class is divided by the square of its scale.
+    found = [trainer.objective.drifts[0].reach for trainer in (plain, scaled)]
+    clouds = [task.latents.of_class(k) for k in range(10)]
+    by_class = [kd.reach_for_gaps(cloud) for cloud in clouds]
+    assert found[0] == pytest.approx(max(by_class))
+    squares = [float(feature_scale(cloud, cloud)) ** 2 for cloud in clouds]
+    expected = max(reach / size for reach, size in zip(by_class, squares, strict=True))
+    assert found[1] == pytest.approx(expected, rel=1e-4)

@@ -203,3 +203,74 @@ def test_features_of_decoded_images_are_compared(tmp_path):
 def test_a_wrong_decoder_or_feature_is_told_before_a_training(options, words):
     with pytest.raises(ArgumentError, match=words):
         LatentTask(replace(LATENTS, decode=None), **options)
+
+
+def test_guidance_is_as_strong_where_halves_repel_each_other():
+    """A half has half the repellers, beside which the negatives count."""
+    guided, found = network(guidance_dim=8), {}
+    for negatives in ("self", "crossed"):
+        batches = latent_batches(guided, LATENTS, 8, negatives=negatives, guidance=Guidance(5))
+        batch = batches(seeded())
+        omega = float(batch.inputs[2][0])
+        repellers = 8 if negatives == "self" else 4
+        weight = float(batch.options["negative_weights"].sum())
+        found[negatives] = 1 + weight / (repellers - 1)
+        assert found[negatives] == pytest.approx(omega, rel=1e-6)
+    assert found["self"] == pytest.approx(found["crossed"], rel=1e-6)
+
+
+def test_what_would_fail_at_the_end_is_refused_at_the_door():
+    few = Latents.from_arrays(torch.randn(6, 4), [0, 0, 0, 0, 1, 1])
+    assert few.of_class(0, test=True).shape == (2, 4)
+    with pytest.raises(OptionError, match="latents: got one held-out latent of class '1'"):
+        LatentTask(few)
+    wide = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 10))
+    with pytest.raises(OptionError, match=r"classifier: got Sequential on images \(2, 8, 8\)"):
+        LatentTask(LATENTS, classifier=wide)
+
+
+def test_a_classifier_judges_some_at_a_time_and_without_a_graph():
+    sizes, graphs = [], []
+
+    class Watched(torch.nn.Module):
+        def forward(self, images):
+            sizes.append(len(images))
+            graphs.append(torch.is_grad_enabled())
+            return images.flatten(1)[:, :10]
+
+    task = LatentTask(LATENTS, classifier=Watched())
+    assert task._real_odds.shape == (len(LATENTS.test), 10)
+    assert max(sizes) <= 64 and sum(sizes) == 2 + len(LATENTS.test) and not any(graphs)
+
+
+def test_a_perfect_generator_reaches_the_floor_of_the_curve(tmp_path, monkeypatch):
+    """Both are taken at as many points: W₂² of samples falls with their number."""
+    random = torch.Generator().manual_seed(0)
+    train, test = (torch.randn(n, 4, generator=random) for n in (4000, 1000))
+    task = LatentTask(Latents.from_arrays(train, test=test), evaluate_samples=200)
+
+    class Perfect(torch.nn.Module):
+        noise_dim = 4
+
+        def forward(self, noise, labels):
+            return noise
+
+    drawn = {}
+
+    def keep(history, floor, title, folder):
+        drawn["floor"] = floor
+
+    monkeypatch.setattr(LatentTask, "_draw_curve", staticmethod(keep))
+    look = task.evaluate(Perfect())["w2_squared"]
+    result = task.judge(Perfect(), [], tmp_path)
+    assert drawn["floor"] == pytest.approx(look, rel=0.15)
+    assert result["w2_squared_floor"] < 0.7 * look
+
+
+def test_images_in_colour_are_drawn(tmp_path):
+    def decode(z):
+        return z.sigmoid()[:, :3, None, None].expand(-1, 3, 5, 5)
+
+    task = LatentTask(replace(LATENTS, decode=decode, image_shape=(3, 5, 5)), judge_samples=8)
+    task.judge(network(), [], tmp_path)
+    assert (tmp_path / "samples.png").stat().st_size > 0

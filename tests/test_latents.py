@@ -222,3 +222,31 @@ class TestFiles:
         for name in ("a.npz", "b.npy"):
             with pytest.raises(RunError, match=f"cannot read .*{name}"):
                 Latents.load(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"train_labels": torch.tensor([0, 0, 2, 2])}, "train_labels: got no latent of class '1'"),
+        ({"test_labels": torch.tensor([0, 0, 0, 1])}, "test_labels: got no latent of class '2'"),
+        ({"test_labels": torch.tensor([0, 1, 2, 3])}, "test_labels: got 0…3"),
+        ({"test": torch.zeros(4, 2)}, "test: got shape"),
+        ({"train": torch.zeros(4)}, "train: got shape"),
+        ({"train_labels": torch.zeros(3, dtype=torch.long)}, "train_labels: got shape"),
+        ({"train_labels": torch.zeros(4)}, "train: got torch.float32 with torch.float32 labels"),
+        ({"test": torch.zeros(4, 3, dtype=torch.long)}, "test: got torch.int64"),
+    ],
+)
+def test_latents_that_do_not_fit_are_refused(change, said):
+    labels = torch.tensor([0, 1, 2, 2])
+    parts = {"train": torch.zeros(4, 3), "train_labels": labels}
+    parts |= {"test": torch.zeros(4, 3), "test_labels": labels}
+    Latents(**parts)
+    with pytest.raises(ArgumentError) as caught:
+        Latents(**parts | change)
+    assert str(caught.value).startswith(said)
+
+
+def test_two_of_four_are_held_out_and_one_of_three():
+    latents = Latents.from_arrays(torch.randn(7, 2), [0, 0, 0, 0, 1, 1, 1])
+    assert torch.bincount(latents.test_labels).tolist() == [2, 1]

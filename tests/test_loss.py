@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import keodrift as kd
+from keodrift.errors import ShapeError
 from keodrift.loss import feature_scale
 
 DRIFTS = {
@@ -133,3 +134,13 @@ def test_every_class_and_problem_is_normalised_by_its_own(cloud):
         kd.drift_loss(part, y[k::2], drift, normalize=True).backward()
         torch.testing.assert_close(free.grad[k::2], part.grad / 2)
         torch.testing.assert_close(batch.grad[k], part.grad / 2)
+
+
+@pytest.mark.parametrize("missing", ["y_labels", "model_labels"])
+def test_scaled_features_miss_labels_as_the_drift_does(cloud, missing):
+    x, y, labels = cloud(0, 6, 2), cloud(1, 6, 2), torch.arange(6) % 2
+    given = {"x_labels": labels, "y_labels": labels, "model": y, "model_labels": labels}
+    for scale_features in (False, True):
+        inputs = {name: value for name, value in given.items() if name != missing}
+        with pytest.raises(ShapeError, match=f"^{missing}: got None"):
+            kd.drift_loss(x, y, DRIFTS["one-sided"], scale_features=scale_features, **inputs)

@@ -81,3 +81,11 @@ def test_claims_are_judged_by_the_rows():
 def test_data_are_for_the_digits_alone(tmp_path):
     with pytest.raises(OptionError, match="data: got 'digits'"):
         reproduce("fig2", tmp_path, data="digits")
+
+
+def test_other_digits_are_no_cells_of_mnist(tmp_path):
+    report = reproduce("mnist", tmp_path, data="digits", limit=0, progress=False)
+    assert report.missing == 96 and (tmp_path / "mnist_digits.md").exists()
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(OptionError, match="^data: got '/mnist.npz', needs none with quick"):
+        reproduce("mnist", tmp_path, data="/mnist.npz", quick=True)

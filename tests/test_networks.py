@@ -108,3 +108,18 @@ def test_refusals_name_the_argument():
         draw_noise(nn.Linear(2, 2), 3, seeded())
     with pytest.raises(ArgumentError, match="^n: got 0"):
         sample(MLP(), 0, seeded())
+
+
+def test_what_a_network_does_not_take_is_refused():
+    with pytest.raises(OptionError, match="^guidance_dim: got -1"):
+        ConditionalMLP(guidance_dim=-1)
+    with pytest.raises(OptionError, match="^labels: got classes for a MLP"):
+        sample(MLP(), 3, torch.Generator(), labels=torch.zeros(3, dtype=torch.long))
+
+
+def test_sampling_leaves_the_modes_of_all_layers():
+    network = torch.nn.Sequential(MLP(width=8), torch.nn.Dropout(0.5)).train()
+    network.noise_dim = 2
+    network[1].eval()
+    sample(network, 3, torch.Generator().manual_seed(0))
+    assert network.training and network[0].training and not network[1].training

@@ -484,6 +484,25 @@ def test_choose_backend_explains_itself():
     assert error.value.argument == "cost"
 
 
+def test_a_graph_holds_no_coordinates_of_all_pairs(cloud, resized):
+    """Where these are many, the dense engine leaves it to blocks that are formed again."""
+    x, y = cloud(0, 30, 5), cloud(1, 40, 5)
+    small, large = [], []
+    for found, stored in ((small, 30 * 40 * 5), (large, 30 * 40 * 5 - 1)):
+        resized(stored=stored)
+        q = x.clone().requires_grad_()
+        kernel = gibbs_kernel(q, y, "euclidean", 0.3, backend="dense")
+        found.append(kernel.engine.name)
+        bias = torch.zeros(40)
+        loss = kernel.log_mass(bias).sum() + kernel.barycentre(bias).square().sum()
+        found += torch.autograd.grad(loss, q)
+        still = gibbs_kernel(x, y, "euclidean", 0.3, backend="dense")
+        found += [still.engine.name, still.mean_cost_gradient(bias)]
+    assert (small[0], large[0], large[2]) == ("dense", "tiled", "dense")
+    torch.testing.assert_close(small[1], large[1], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(small[3], large[3], rtol=1e-9, atol=1e-12)
+
+
 def test_auto_is_the_chosen_engine(cloud):
     kernel = gibbs_kernel(cloud(0, 9, 2), cloud(1, 8, 2), "half_squared", 1.0)
     assert kernel.engine.name == choose_backend(9, 8, 2).engine

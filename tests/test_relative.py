@@ -92,3 +92,21 @@ def test_clouds_at_one_point_have_no_unit_and_no_drift():
 def test_relative_is_a_truth_value():
     with pytest.raises(OptionError, match="relative"):
         kd.OneSidedDrift(0.1, relative="yes")
+
+
+@every_drift
+def test_a_small_class_has_its_own_scale_beside_a_very_large_one(cloud, kind, how):
+    """Its points are not thinned as those of the class to whose width it is padded."""
+    sizes = (5000, 90)
+    x, y = cloud(0, 40, 2), cloud(1, sum(sizes), 2) + 1
+    x_labels = torch.arange(2).repeat_interleave(20)
+    y_labels = torch.arange(2).repeat_interleave(torch.tensor(sizes))
+    drift = kind(0.1, relative=True, **how)
+    v = drift(x, y, x_labels=x_labels, y_labels=y_labels)
+    alone = drift(x[20:], y[5000:])
+    torch.testing.assert_close(v[20:], alone, rtol=1e-6, atol=1e-7)
+    a, b = torch.ones(1, 20, dtype=F64), torch.ones(1, 90, dtype=F64)
+    padded = torch.cat([y[5000:], y[:4910]])[None], torch.nn.functional.pad(b, (0, 4910))
+    wide = expected_cost(x[None, 20:], a, *padded, as_cost("squared"))
+    exact = expected_cost(x[None, 20:], a, y[None, 5000:], b, as_cost("squared"))
+    torch.testing.assert_close(wide, exact, rtol=1e-12, atol=0)

@@ -9,7 +9,7 @@ import torch
 import keodrift as kd
 from keodrift.costs import squared
 from keodrift.reductions import ENGINES
-from keodrift.transport import Coupling, EntropicProblem, Sinkhorn, clusters
+from keodrift.transport import Carried, Coupling, EntropicProblem, Sinkhorn, clusters, coarse
 from keodrift.transport.newton import newton
 
 
@@ -151,3 +151,24 @@ def test_the_same_batch_again_takes_one_sweep():
     x, y = batch(0, 400)
     first = drift.fit(x, y)
     assert drift.fit(x, y, start=first).couplings[0].half_steps <= 3
+
+
+@pytest.mark.parametrize("taus", [(0.05, 0.055), (0.05, (0.04, 0.06))], ids=str)
+def test_a_carried_potential_is_taken_to_the_new_temperature(cloud, taus):
+    """It is a cost, and was kept in units of the old one."""
+    y = cloud(1, 2, 1200, 2)
+    x = cloud(0, 2, 1200, 2) + torch.tensor([1.0, 0.0])
+    a = uniform(1200).expand(2, -1)
+    old, new = (torch.as_tensor(tau, dtype=torch.float64).expand(2) for tau in taus)
+    before = Sinkhorn(tol=1e-6).solve(EntropicProblem(x, y, a, a, squared, old), coarse)
+    problem = EntropicProblem(x, y, a, a, squared, new)
+    begins = []
+
+    class Watched(Sinkhorn):
+        def solve(self, problem, start):
+            begins.append(start(problem, self).g)
+            return super().solve(problem, start)
+
+    Carried(before, 0.0)(problem, Watched(tol=1e-3))
+    known = before.potential_at(y) * (old / new)[:, None]
+    torch.testing.assert_close(begins[0], known)

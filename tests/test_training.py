@@ -613,3 +613,28 @@ def test_tensorboard_gets_the_numbers_where_it_is_installed(tmp_path):
     assert [(event.step, event.value) for event in seen.Scalars("w2_squared")] == [
         (step, 7.0) for step in (1, 2, 3)
     ]
+
+
+class Dropped(MLP):
+    def forward(self, noise):
+        return self.layers(torch.nn.functional.dropout(noise, 0.5, self.training))
+
+
+def test_layers_that_draw_resume_bit_for_bit_whatever_was_drawn_before(tmp_path):
+    """Dropout takes no generator: it draws from torch's own state."""
+
+    def train(folder, *goals):
+        for steps in goals:
+            network = Dropped(width=16)
+            optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+            batches = target_batches(network, get_target("eight_gaussians"), 32)
+            objective = Objective(kd.OneSidedDrift(0.5))
+            given = (network, batches, objective, optimizer, seeded(3))
+            found = Trainer(*given, folder=folder, log_every=1)
+            torch.rand(steps)  # something else draws as well
+            before = torch.get_rng_state()
+            found.run(steps, resume=True)
+            assert torch.equal(torch.get_rng_state(), before)
+        return found
+
+    assert_same(train(tmp_path / "a", 6), train(tmp_path / "b", 4, 6))

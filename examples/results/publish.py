@@ -38,7 +38,7 @@ def publish() -> None:
     page = BLOCK.sub(fresh, PAGE.read_text())
     PAGE.write_text(page)
     for name in re.findall(r"\]\((\w+\.(?:png|gif))\)", page):
-        found = list(OUTPUTS.glob(f"*/{name}"))
+        found = sorted(OUTPUTS.glob(f"*/{name}"))
         if found:
             shutil.copyfile(found[0], HERE / name)
         else:

@@ -160,8 +160,10 @@ def mahalanobis(matrix: Tensor) -> Cost:
 
 
 def _on_sphere(points: Tensor) -> Tensor:
-    # A point at the origin has no direction: it stays there, at a cost of ½ from every other.
-    return points / points.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(points.dtype).tiny)
+    # A point at the origin has no direction: it stays there, at a cost of ½ from every other, and
+    # no slope moves it.
+    norm = points.norm(dim=-1, keepdim=True)
+    return points / norm.where(norm >= torch.finfo(points.dtype).tiny, torch.inf)
 
 
 def _cosine(x: Any, y: Any) -> Any:

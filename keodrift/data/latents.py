@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from keodrift.data.layouts import as_labels, as_points, naming, read_parts
-from keodrift.errors import ArgumentError, OptionError
+from keodrift.errors import ArgumentError, DtypeError, OptionError, ShapeError
 
 Map = Callable[[Tensor], Tensor]
 
@@ -31,6 +31,11 @@ class Latents:
         image_shape: Shape of one image.
         class_names: One name a class; ``"0"``, ``"1"``, … where none are given.
 
+    Raises:
+        ShapeError: Not ``(n, d)`` in both parts, or not one label a latent.
+        DtypeError: Latents are not floating point, or labels not int64.
+        OptionError: A label is no class, or a class has no latent in one of the parts.
+
     Example:
         >>> labels = torch.tensor([0, 0, 1, 1])
         >>> Latents(torch.randn(4, 3), labels, torch.randn(4, 3), labels).class_names
@@ -47,9 +52,30 @@ class Latents:
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        """Refuses nonsense when built."""
+        parts = {
+            "train": (self.train, self.train_labels),
+            "test": (self.test, self.test_labels),
+        }
+        for name, (points, labels) in parts.items():
+            if not points.is_floating_point() or labels.dtype != torch.int64:
+                got = f"{points.dtype} with {labels.dtype} labels"
+                raise DtypeError(name, got, "floating point with int64 labels")
+            if points.dim() != 2 or points.shape[1:] != self.train.shape[1:] or not len(points):
+                raise ShapeError(name, f"shape {tuple(points.shape)}", "(n, d), as in train")
+            if labels.shape != points.shape[:1]:
+                raise ShapeError(f"{name}_labels", f"shape {tuple(labels.shape)}", "one a latent")
         if not self.class_names:
             names = tuple(str(label) for label in range(int(self.train_labels.max()) + 1))
             object.__setattr__(self, "class_names", names)
+        for name, (_, labels) in parts.items():
+            low, high = (int(end) for end in labels.aminmax())
+            if low < 0 or high >= self.classes:
+                raise OptionError(f"{name}_labels", f"{low}…{high}", f"0…{self.classes - 1}")
+            for k, count in enumerate(torch.bincount(labels, minlength=self.classes).tolist()):
+                if count == 0:
+                    got = f"no latent of class {self.class_names[k]!r}"
+                    raise OptionError(f"{name}_labels", got, "one of every class at least")
 
     @classmethod
     def from_arrays(
@@ -69,13 +95,15 @@ class Latents:
         """Latents from arrays or tensors; every class has at least one latent in both parts.
 
         Args:
-            z: Latents ``(n, d)``, floating point. What is float32 already is not copied unless it
-                is split, so that a memory-mapped array stays on disk.
+            z: Latents ``(n, d)``, floating point. What is float32 already, and may be written to,
+                is not copied unless it is split: an array mapped with ``mmap_mode="c"`` stays on
+                disk.
             labels: One integer or string a latent, ``(n,)``; classes are numbered in their sorted
                 order. Without labels there is one class, ``"all"``.
             test: Held-out latents ``(m, d)``; by default a share of each class of ``z``.
             test_labels: Their labels, ``(m,)``, of the same classes.
-            test_fraction: That share, where ``test`` is not given.
+            test_fraction: That share, where ``test`` is not given; of a class of four or more two
+                latents at least, since one alone judges nothing.
             class_names: The classes in the order to number them: string labels are among them,
                 and an integer label is a place in them.
             seed: Decides the split, and only that.
@@ -230,7 +258,7 @@ def _split(codes: Tensor, names: list, share: float, seed: int) -> tuple[Tensor,
         if len(index) < 2:
             raise OptionError("labels", f"one latent of class {name!r}", "two to split, or test")
         mixed = index[torch.randperm(len(index), generator=generator)]
-        held = min(max(round(share * len(index)), 1), len(index) - 1)
+        held = min(max(round(share * len(index)), min(2, len(index) // 2)), len(index) - 1)
         first.append(mixed[held:])
         last.append(mixed[:held])
     train, test = (torch.cat(part).sort().values.to(codes.device) for part in (first, last))

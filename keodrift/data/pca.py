@@ -6,9 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from keodrift.data.images import Images
+from keodrift.data.images import Images, to_unit
 from keodrift.data.latents import Latents
 from keodrift.errors import ArgumentError, MissingDependencyError, ShapeError
+
+FLAT = 1e-12  # variance relative to the largest, up to which there is none but rounding
 
 
 def pca_latents(images: Images, dim: int, *, whiten: bool = False) -> Latents:
@@ -24,7 +26,7 @@ def pca_latents(images: Images, dim: int, *, whiten: bool = False) -> Latents:
             proportions of pixel space.
 
     Raises:
-        ArgumentError: ``dim`` is out of range.
+        ArgumentError: ``dim`` is out of range, or directions without variance are to be whitened.
         MissingDependencyError: scikit-learn is not installed.
 
     Example:
@@ -56,6 +58,9 @@ def principal(
         raise MissingDependencyError("scikit-learn", "a latent space by PCA", "data") from error
     pca = PCA(n_components=dim, svd_solver="full").fit(grey[0].reshape(len(grey[0]), -1))
     mean = torch.as_tensor(pca.mean_, dtype=torch.float32)
+    varied = int((pca.explained_variance_ > FLAT * pca.explained_variance_[0]).sum())
+    if whiten and dim > varied:
+        raise ArgumentError("dim", dim, f"at most {varied}, in whose directions images differ")
     axes = torch.as_tensor(pca.components_, dtype=torch.float32)
     variance = torch.as_tensor(pca.explained_variance_, dtype=torch.float32)
     scale = variance.sqrt() if whiten else variance.mean().sqrt()
@@ -64,7 +69,7 @@ def principal(
         if images.shape[-2:] != shape:
             needs = f"a shape (…, {shape[0]}, {shape[1]})"
             raise ShapeError("images", tuple(images.shape), needs)
-        return (images.flatten(-2) - mean) @ axes.T / scale
+        return (to_unit(images).flatten(-2) - mean) @ axes.T / scale
 
     def decode(latents: Tensor) -> Tensor:
         if latents.shape[-1] != dim:

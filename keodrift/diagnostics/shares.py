@@ -48,11 +48,13 @@ def self_interaction(field: SoftmaxField) -> tuple[Tensor, Tensor]:
     """Shares of particles in their own mass ``(…, N)``, and how these change the drift."""
     x, side = field.particles, field.model
     n = x.shape[-2]
-    padded = torch.nn.functional.pad(side.points, (0, 0, 0, max(0, n - side.points.shape[-2])))
-    own = (padded[..., :n, :] == x).all(-1)
+    lacking = max(0, n - side.points.shape[-2])  # of points that a particle could be
+    padded = torch.nn.functional.pad(side.points, (0, 0, 0, lacking))
+    bias = torch.nn.functional.pad(side.bias, (0, lacking), value=-torch.inf)[..., :n]
+    own = (padded[..., :n, :] == x).all(-1) & ~torch.isneginf(bias)
     if field.mask_self or not bool(own.any()):
         return torch.zeros(x.shape[:-1], dtype=torch.float64, device=x.device), torch.zeros_like(x)
-    logit = side.bias[..., :n] - side.cost.matched(x, x) / side.taus
+    logit = bias - side.cost.matched(x, x) / side.taus
     # Against the mass of all others, which is exact also where the share is next to 1.
     others = side.kernel(x, mask_self=True)
     share = torch.where(own, torch.sigmoid(logit - others.log_mass(side.bias)), 0.0)

@@ -1,7 +1,7 @@
 """Independent problems of different sizes in one call: one class a problem, by label.
 
-Small classes are padded with points of weight 0 into batches, which the dense engine solves
-together; classes too large for that run one after another.
+Classes of like size are padded with points of weight 0 into batches, which the dense engine solves
+together; classes too large for that run one after another, and leave no block of pairs behind.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ class Part:
         index: Particles of each, ``(B, K)``, padded.
         alive: Which of those are real, ``(B, K)``.
         field: The field, with one batch axis.
+        drift: The drift at the particles, ``(B, K, d)``, where it was found already.
     """
 
     classes: tuple[int, ...]
     index: Tensor
     alive: Tensor
     field: Field
+    drift: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class ClassField(Field):
 
     Attributes:
         particles: The particles it was fitted on, ``(N, d)``.
-        parts: The classes in ascending order, those solved together in one part.
+        parts: Those that were solved together in one part.
 
     Example:
         >>> import torch, keodrift as kd
@@ -70,7 +72,10 @@ class ClassField(Field):
                 or name a class without a field.
         """
         if z is None:
-            found = [(part.index, part.alive, part.field()) for part in self.parts]
+            found = [
+                (part.index, part.alive, part.field() if part.drift is None else part.drift)
+                for part in self.parts
+            ]
             return _scattered(self.particles, found)
         check_queries("z", z, self.particles)
         if labels is None:
@@ -81,14 +86,16 @@ class ClassField(Field):
             raise OptionError("labels", sorted(unknown), f"classes among {list(self.classes)}")
         found = []
         for part in self.parts:
-            index, alive = padded(members_of(labels, part.classes))
-            found.append((index, alive, part.field(z[index])))
+            members = members_of(labels, part.classes)
+            if any(map(len, members)):
+                index, alive = padded(members)
+                found.append((index, alive, part.field(z[index])))
         return _scattered(z, found)
 
     @property
     def classes(self) -> tuple[int, ...]:
         """Labels of the classes, in ascending order."""
-        return tuple(k for part in self.parts for k in part.classes)
+        return tuple(sorted(k for part in self.parts for k in part.classes))
 
     @property
     def couplings(self) -> tuple:  # type: ignore[override]
@@ -97,16 +104,13 @@ class ClassField(Field):
 
     @property
     def marginal_error(self) -> Tensor | None:
-        """Larger marginal error of each class, ``(classes,)``; None without any."""
-        errors = [part.field.marginal_error for part in self.parts]
-        return torch.cat([e for e in errors if e is not None]) if self.couplings else None
+        """Larger marginal error of each of `classes`, ``(classes,)``; None without any."""
+        return self._by_class([part.field.marginal_error for part in self.parts])
 
     @property
     def converged(self) -> Tensor | None:
-        """Whether each class reached its tolerance, ``(classes,)`` bool; None without any."""
-        reached = [part.field.converged for part in self.parts]
-        known = [r for r in reached if r is not None]
-        return torch.cat(known) if known else None
+        """Whether each of `classes` reached its tolerance, ``(classes,)``; None without any."""
+        return self._by_class([part.field.converged for part in self.parts])
 
     @property
     def reason(self) -> str:
@@ -116,6 +120,18 @@ class ClassField(Field):
     def report(self) -> dict[str, float]:
         """The largest of each number that its parts report."""
         return worst(part.field.report() for part in self.parts)
+
+    def release(self) -> None:
+        """Gives back blocks of pairs."""
+        for part in self.parts:
+            part.field.release()
+
+    def _by_class(self, values: list[Tensor | None]) -> Tensor | None:
+        """Values of the parts, ``(B,)`` each, in the order of `classes`."""
+        known = [value for value in values if value is not None]
+        solved = [k for part in self.parts for k in part.classes]
+        order = sorted(range(len(solved)), key=solved.__getitem__)
+        return torch.cat(known)[order] if known else None
 
 
 def fit_by_class(
@@ -154,21 +170,37 @@ def fit_by_class(
             what = {"y": "data", "model": "model points"}[name]
             needs = f"{what} for every class of x"
             raise ShapeError(f"{name}_labels", f"no {what} for the classes {empty}", needs)
-    width = {name: max(map(len, own)) for name, own in members.items()}
-    repels = width.get("model", width["x"]) + width.get("negatives", 0)
     before = {} if start is None else {part.classes: part.field for part in start.parts}
-    size = len(classes)  # of a batch, halved until it is small enough
-    while size > 1 and not together(width["x"], max(width["y"], repels), size):
-        size = -(-size // 2)
-    parts = []
-    for first in range(0, len(classes), size):
-        batch = slice(first, first + size)
-        where = {name: padded(own[batch]) for name, own in members.items()}
+    sizes = {name: [len(m) for m in own] for name, own in members.items()}
+    batches, parts = _batches(sizes, together), []
+    for batch in batches:
+        where = {name: padded([own[k] for k in batch]) for name, own in members.items()}
         pieces = {name: cloud.part(*where[name]) for name, cloud in given.items()}
-        names = tuple(classes[batch])
-        field = fit(Clouds.of(**pieces, dtype=dtype), before.get(names))
-        parts.append(Part(names, *where["x"], field))
+        names = tuple(classes[k] for k in batch)
+        field, drift = fit(Clouds.of(**pieces, dtype=dtype), before.get(names)), None
+        if len(batches) > 1:  # all blocks of pairs at once would be memory without bound
+            drift = field()
+            field.release()
+        parts.append(Part(names, *where["x"], field, drift))
     return ClassField(x.points, tuple(parts))
+
+
+def _batches(sizes: dict[str, list[int]], together: Together) -> list[list[int]]:
+    """Places of classes that are solved as one, from the small to the large."""
+    n, drawn = sizes["x"], sizes.get("model", sizes["x"])
+    repel = [k + u for k, u in zip(drawn, sizes.get("negatives", [0] * len(n)), strict=True)]
+    m = list(map(max, sizes["y"], repel))
+    batches: list[list[int]] = []
+    width = (0, 0)
+    for k in sorted(range(len(n)), key=lambda k: max(n[k], m[k])):
+        wider = max(width[0], n[k]), max(width[1], m[k])
+        if batches and together(*wider, len(batches[-1]) + 1):
+            batches[-1].append(k)
+            width = wider
+        else:
+            batches.append([k])
+            width = n[k], m[k]
+    return batches
 
 
 def _refuse_strangers(negatives: Cloud, classes: list[int]) -> None:
@@ -192,15 +224,20 @@ def _labels(cloud: Cloud) -> Tensor:
 
 def members_of(labels: Tensor, classes: Sequence[int]) -> list[Tensor]:
     """Indices of the points of each class."""
-    return [(labels == k).nonzero()[:, 0] for k in classes]
+    labels = labels.long()
+    order = torch.argsort(labels, stable=True)
+    ranked, known = labels[order], torch.tensor(list(classes), device=labels.device)
+    ends = [torch.searchsorted(ranked, known, right=right) for right in (False, True)]
+    # One look at the device for all classes.
+    return [order[first:last] for first, last in torch.stack(ends, -1).tolist()]
 
 
 def _scattered(like: Tensor, found: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
     """Vectors ``(B, K, d)`` of padded members at their places among all points."""
-    out = torch.zeros(like.shape, dtype=found[0][2].dtype, device=like.device)
-    for index, alive, vectors in found:
-        out = out.index_put((index[alive],), vectors[alive])
-    return out
+    index = torch.cat([index[alive] for index, alive, _ in found])
+    vectors = torch.cat([vectors[alive] for _, alive, vectors in found])
+    out = torch.zeros(like.shape, dtype=vectors.dtype, device=like.device)
+    return out.index_put((index,), vectors)
 
 
 def padded(members: list[Tensor]) -> tuple[Tensor, Tensor]:

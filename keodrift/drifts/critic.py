@@ -174,7 +174,7 @@ class CriticDrift(CarriedDrift):
         for weights in state["networks"]:
             networks.append(self._new(x.shape[-1]).to(like).requires_grad_(False))
             networks[-1].load_state_dict(weights)
-        return self._of(x.detach(), x.dtype, networks, state["optimizers"], state["bound"])
+        return self._of(like.detach(), x.dtype, networks, state["optimizers"], state["bound"])
 
     def _of(
         self,

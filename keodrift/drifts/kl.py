@@ -83,8 +83,8 @@ class KLDrift(SoftmaxDrift):
         masses: ``"unit"`` (default): the scores times the kernel's variance, a length, as other
             drifts are; for ``form="score"`` that is `OneSidedDrift`. ``"gradient"``: the scores
             themselves.
-        samples: How many n the mean runs over, in pairs ±n; the error falls with its root, and
-            time and memory grow with it.
+        samples: How many n the mean runs over, in pairs ±n, so an even number; the error falls with
+            its root, and time and memory grow with it.
         generator: Where they are drawn: a seed (the same n at every fit, 0 by default) or a
             `torch.Generator`, from which every fit draws others.
 
@@ -110,9 +110,11 @@ class KLDrift(SoftmaxDrift):
         check_choice("form", self.form, ("score", "flow"))
         check_choice("masses", self.masses, ("unit", "gradient"))
         check_positive("samples", self.samples, integer=True)
+        if self.samples % 2:
+            raise OptionError("samples", self.samples, "an even number, for pairs ±n")
         check_generator(self.generator)
-        if self.cost.curvature is None:
-            raise OptionError("cost", repr(self.cost.name), "a quadratic cost")
+        if self.cost.curvature is None or self.cost.lift is not None:
+            raise OptionError("cost", repr(self.cost.name), "'half_squared' or 'squared'")
         if self.form == "flow" and self.mask_self:
             raise OptionError("mask_self", "True", "False, or form='score'")
 
@@ -125,7 +127,7 @@ class KLDrift(SoftmaxDrift):
         field = self.field(clouds, clouds.b.log(), clouds.c.log(), masses=masses)
         if self.form == "score":
             return field
-        half = normals(self.generator, -(-self.samples // 2), clouds.x.shape[-1], like=clouds.x)
-        noise = torch.cat([half, -half])[: self.samples]
+        half = normals(self.generator, self.samples // 2, clouds.x.shape[-1], like=clouds.x)
+        noise = torch.cat([half, -half])
         spread = (tau[..., None] / self.cost.curvature).sqrt()
         return SmoothedField(clouds.x, field, spread * noise, clouds.dtype)

@@ -16,6 +16,7 @@ from keodrift.drifts.clouds import Clouds, count
 from keodrift.errors import OptionError
 from keodrift.fields import Field, FlooredField, JointRows, Side, SoftmaxField
 from keodrift.reductions import (
+    ENGINES,
     Engine,
     GibbsKernel,
     check_backend,
@@ -69,13 +70,11 @@ class SoftmaxDrift(Drift):
         return self if cost is self.cost else replace(self, cost=cost)
 
     def _together(self, n: int, m: int, d: int, problems: int, device: str) -> bool:
-        if self.backend != "auto":
-            return self.backend == "dense"
+        engine = ENGINES.get(self.backend) if isinstance(self.backend, str) else self.backend
+        if engine is not None and not engine.stores:
+            return False
         # No larger than one problem that is stored: what no cache holds is read slowly again.
-        choice = choose_backend(
-            problems * n, m, d, device=device, cost=self.cost, mask_self=self.mask_self
-        )
-        return choice.engine == "dense"
+        return choose_backend(problems * n, m, d, device=device, cost=self.cost).engine == "dense"
 
     def _at(self, clouds: Clouds) -> SoftmaxDrift:
         if not self.relative:

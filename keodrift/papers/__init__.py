@@ -84,7 +84,10 @@ def reproduce(
     elif fields is not None:
         raise OptionError("fields", repr(fields), f"none: {name} is drawn as a whole")
     if isinstance(grid, mnist.MnistGrid):
+        if quick and data not in (None, "digits"):
+            raise OptionError("data", repr(data), "none with quick, which takes the 8×8 digits")
         grid = replace(grid, data=data)
+        setting = "digits" if data == "digits" and not quick else ""
     elif data is not None:
         raise OptionError("data", repr(data), f"none: {name} draws its own")
     # Every setting has its own runs, figure and table, so that none passes for another's; lines

@@ -173,7 +173,9 @@ class MnistGrid(Study[Cell]):
             ]
             lines.append(("", "", "real latents", *floor, "", "", ""))
             still = f"{statistics.fmean(row['w2_squared_untrained'] for row in rows):.2f}"
-            lines.append(("", "", "untrained network", still, *[""] * 7))
+            few = compose("train", ["experiment=mnist_paper"]).evaluate_samples
+            name = f"untrained network, {few} a class"
+            lines.append(("", "", name, still, *[""] * 7))
         header = (
             "kernel|τ:|field|EMD:|EMD / variance:|accuracy:|variance ratio:|1-NN:|"
             "EMD (paper):|accuracy (paper), %:|runs:"

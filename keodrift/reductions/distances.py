@@ -41,13 +41,12 @@ def expected_cost(
         y: ``(…, M, d)``.
         b: Weights of y, float64 ``(…, M)``.
         cost: The ground cost.
-        points: At most so many points of each cloud enter, evenly picked; those without weight
-            count alike where all that were picked have none.
+        points: At most so many points with weight of each cloud enter, evenly picked; those without
+            count alike where none has any.
     """
     sides = []
     for z, weights in ((x, a), (y, b)):
-        step = -(-z.shape[-2] // points)
-        few, mass = z[..., ::step, :], weights[..., ::step]
+        few, mass = _picked(z, weights, points)
         total = mass.sum(-1, keepdim=True)
         even = torch.full_like(mass, 1 / mass.shape[-1])
         sides.append((few, torch.where(total > 0, mass / total, even)))
@@ -58,19 +57,38 @@ def expected_cost(
     return mean
 
 
+def _picked(z: Tensor, weights: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """At most so many points and their weights, evenly among those that have any.
+
+    So a problem that is padded to the width of a batch keeps the points that it has alone.
+    """
+    k = z.shape[-2]
+    if k <= most:
+        return z, weights
+    alive = weights > 0
+    count = alive.sum(-1, keepdim=True)
+    step = (count + most - 1) // most
+    places = torch.arange(most, device=z.device) * step.clamp_min(1)
+    order = torch.argsort(~alive, dim=-1, stable=True)
+    index = order.gather(-1, places.clamp(max=k - 1))
+    few = z.gather(-2, index[..., None].expand(*index.shape, z.shape[-1]))
+    return few, weights.gather(-1, index) * (places < count)
+
+
 def _row_blocks(x: Tensor, y: Tensor, cost: Cost) -> Iterator[tuple[slice, Tensor]]:
     """Some rows after others, and their costs ``(…, rows, M)``."""
     held = sizes(y.device.type).held
     step = max(1, held // (y.numel() if not cost.by_distance else y[..., 0].numel()))
     for begin in range(0, x.shape[-2], step):
         rows = slice(begin, begin + step)
-        yield rows, all_costs(x[..., rows, :], y, cost)
+        some = x[..., rows, :]
+        block = pair_costs(cost, some.reshape(-1, *some.shape[-2:]), y.reshape(-1, *y.shape[-2:]))
+        yield rows, block.reshape(*some.shape[:-1], y.shape[-2])
 
 
 def all_costs(x: Tensor, y: Tensor, cost: Cost) -> Tensor:
     """C of every pair of two small clouds, ``(…, N, M)``."""
-    block = pair_costs(cost, x.reshape(-1, *x.shape[-2:]), y.reshape(-1, *y.shape[-2:]))
-    return block.reshape(*x.shape[:-1], y.shape[-2])
+    return torch.cat([block for _, block in _row_blocks(x, y, cost)], -2)
 
 
 def median_distance(points: Tensor) -> float:

@@ -91,6 +91,10 @@ class GibbsKernel(ABC):
         """The transposed kernel: queries y, atoms x."""
         return self.engine.kernel(self.frame.transposed(), self.batch)
 
+    def release(self) -> None:
+        """Gives back what is held of the pairs; it is made again where it is asked for."""
+        self.__dict__.pop("T", None)
+
     @property
     def eps(self) -> float:
         """Rounding of the arithmetic on pairs."""

@@ -67,6 +67,7 @@ class GuidedBatches:
         batches: The labelled batches, of every class as many samples.
         draw: Draws so many data of any class with a random generator, ``(U, d)``.
         guidance: How strong.
+        crossed: Whether the two halves of a class repel each other: either has half the repellers.
 
     Example:
         >>> labels = torch.tensor([0, 0, 1, 1])
@@ -84,16 +85,18 @@ class GuidedBatches:
         batches: BatchSource,
         draw: Callable[[int, torch.Generator], Tensor],
         guidance: Guidance,
+        *,
+        crossed: bool = False,
     ) -> None:
         self.batches: Any = batches
-        self.draw, self.guidance = draw, guidance
+        self.draw, self.guidance, self.crossed = draw, guidance, crossed
 
     def __call__(self, generator: torch.Generator) -> Batch:
         """Draws the batch of one step."""
         batch: Batch = self.batches(generator)
         omega, count = self.guidance.omega(generator), self.guidance.unconditional
         repel = batch.options.get("model_labels", batch.options["x_labels"])
-        each = len(repel) // len(torch.unique(repel))
+        each = len(repel) // len(torch.unique(repel)) // (2 if self.crossed else 1)
         u = self.draw(count, generator)
         weights = u.new_full((count,), guidance_weight(omega, each, count))
 

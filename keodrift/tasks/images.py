@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from keodrift import plots
 from keodrift.data import Latents
 from keodrift.errors import DtypeError, OptionError, ShapeError
+from keodrift.vision import class_probabilities
 
 Map = Callable[[Tensor], Tensor]
 BATCH = 64  # latents decoded at once; bounds memory, not the result
@@ -44,6 +45,37 @@ def imported(argument: str, path: str | Map) -> Map:
     if not callable(found):
         raise OptionError(argument, repr(path), f"a function, not {type(found).__name__}")
     return found
+
+
+@torch.no_grad()
+def decoded_odds(latents: Tensor, decode: Map, classifier: nn.Module) -> Tensor:
+    """How sure a classifier is of every class of decoded latents, in batches, without a graph.
+
+    Args:
+        latents: ``(n, d)``.
+        decode: Latents ``(n, d)`` to images ``(n, H, W)``.
+        classifier: Those to logits, ``(n, classes)``.
+
+    Raises:
+        OptionError: They do not fit.
+
+    Example:
+        >>> square = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 2))
+        >>> decoded_odds(torch.zeros(5, 4), lambda z: z.unflatten(1, (2, 2)), square)
+        Traceback (most recent call last):
+        ...
+        keodrift.errors.OptionError: classifier: got Sequential on images (5, 2, 2), needs ...
+    """
+    parts = []
+    for batch in latents.split(BATCH):
+        images = _checked("decoder", batch, decode(batch), "…")
+        try:
+            parts.append(class_probabilities(classifier, images))
+        except (RuntimeError, ValueError) as error:
+            got = f"{type(classifier).__name__} on images {tuple(images.shape)}"
+            reason = " ".join(str(error).split())
+            raise OptionError("classifier", got, f"one that reads them ({reason})") from error
+    return torch.cat(parts)
 
 
 @torch.no_grad()
@@ -114,6 +146,7 @@ def readings(odds: Tensor, real: Tensor, labels: Tensor) -> dict[str, float]:
     return found
 
 
+@torch.no_grad()
 def shown(
     latents: Latents, points: Tensor, labels: Tensor, real: Tensor, real_labels: Tensor
 ) -> Any:
@@ -127,7 +160,8 @@ def shown(
         real_labels: Theirs, ``(m,)``.
     """
     count = 8
-    if latents.decode is not None and latents.image_shape is not None:
+    shape = latents.image_shape or ()
+    if latents.decode is not None and (len(shape) == 2 or (len(shape) == 3 and shape[0] == 3)):
         rows = []
         for k, name in enumerate(latents.class_names):
             own, theirs = points[labels == k], real[real_labels == k]

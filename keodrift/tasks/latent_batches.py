@@ -73,7 +73,7 @@ def latent_batches(
             negatives=negatives,
             data_per_class=data_per_class,
         )
-        return GuidedBatches(plain, any_class, guidance)
+        return GuidedBatches(plain, any_class, guidance, crossed=negatives == "crossed")
     if balanced:
         return _balanced(network, latents, (per_class, drawn), negatives)
 

@@ -28,11 +28,10 @@ from keodrift.metrics import (
 from keodrift.metrics.clouds import by_class
 from keodrift.networks import sample
 from keodrift.tasks.guidance import Guidance
-from keodrift.tasks.images import Map, image_features, imported, readings, shown
+from keodrift.tasks.images import Map, decoded_odds, image_features, imported, readings, shown
 from keodrift.tasks.latent_batches import latent_batches
 from keodrift.tasks.task import Task, check_count
 from keodrift.training import BatchSource
-from keodrift.vision import class_probabilities
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,8 @@ class LatentTask(Task):
             default.
         judge_samples: Held-out latents of each class that judge at the end, and as many samples;
             all there are by default.
-        judge_draws: How often the judge draws them, and other training latents for the floor; it
-            gives the means.
+        judge_draws: How often the judge draws samples, and other training latents for the floor;
+            it gives the means.
         decoder: Latents ``(n, d)`` to images ``(n, …)``, a function or its import path, such as
             ``"package.module:function"``; what the latents bring by default.
         features: Images to features ``(n, f)``, likewise: the judge compares those as well (FID,
@@ -92,9 +91,16 @@ class LatentTask(Task):
         for name, judge in (("classifier", self.classifier), ("features", self.features)):
             if judge is not None and self.latents.decode is None:
                 raise OptionError(name, "latents without decode", "a decoder, or None")
+        for name, few in zip(self.latents.class_names, self._held_out, strict=True):
+            if few < 2:
+                got = f"one held-out latent of class {name!r}"
+                raise OptionError("latents", got, "two or more of every class to judge by")
+        # Now, rather than after the training.
         if self.features is not None:
             object.__setattr__(self, "features", imported("features", self.features))
-            self._features(self.latents.test[:2])  # now, rather than after the training
+            self._features(self.latents.test[:2])
+        if self.classifier is not None:
+            self._odds(self.latents.test[:2])
 
     def network_defaults(self) -> dict[str, int]:
         """As much noise as latent dimensions, the classes, and room for ω with guidance."""
@@ -135,15 +141,9 @@ class LatentTask(Task):
 
     def evaluate(self, network: nn.Module) -> dict[str, float]:
         """Numbers for the log: W₂² to the held-out latents of a class, in the mean over classes."""
-        labels = torch.arange(self.latents.classes).repeat_interleave(self.evaluate_samples)
-        found = class_wasserstein_squared(
-            self.sample(network, labels),
-            labels,
-            self.latents.test,
-            self.latents.test_labels,
-            cap=self.evaluate_samples,
-        )
-        return {"w2_squared": statistics.fmean(found.values())}
+        classes = torch.arange(self.latents.classes, device=self.latents.test.device)
+        labels = classes.repeat_interleave(self.evaluate_samples)
+        return {"w2_squared": self._looked_at(self.sample(network, labels), labels)}
 
     def judge(
         self, network: nn.Module, history: Sequence[dict[str, float]], folder: Path
@@ -171,11 +171,22 @@ class LatentTask(Task):
         result |= {f"{name}_floor": value for name, value in floor.items()}
         points = clouds[0]
         title = "$W_2^2$ of a class falls towards what real latents score"
-        self._draw_curve(history, result["w2_squared_floor"], title, folder)
+        floor_of_looks = self._looked_at(*self._picked([self.evaluate_samples] * len(counts)))
+        self._draw_curve(history, floor_of_looks, title, folder)
         plots.save_figure(shown(self.latents, points, labels, *self._real), folder / "samples.png")
         with atomic_path(folder / "samples.npz") as draft:
             np.savez(draft, generated=points.cpu().numpy(), labels=labels.cpu().numpy())
         return result
+
+    def _looked_at(self, points: Tensor, labels: Tensor) -> float:
+        """W₂² of a class at `evaluate_samples` points on either side, in the mean."""
+        real = self.latents.test, self.latents.test_labels
+        found = class_wasserstein_squared(points, labels, *real, cap=self.evaluate_samples)
+        return statistics.fmean(found.values())
+
+    @property
+    def _held_out(self) -> list[int]:
+        return torch.bincount(self.latents.test_labels, minlength=self.latents.classes).tolist()
 
     def _problems(self) -> list[Tensor]:
         return [self.latents.of_class(k) for k in range(self.latents.classes)]
@@ -201,7 +212,7 @@ class LatentTask(Task):
 
     def _odds(self, points: Tensor) -> Tensor:
         decode, classifier = self.latents.decode, self.classifier
-        return class_probabilities(classifier, decode(points))  # type: ignore[arg-type, misc]
+        return decoded_odds(points, decode, classifier)  # type: ignore[arg-type]
 
     def _mean_scores(
         self, clouds: Iterable[tuple[Tensor, Tensor]]
@@ -240,8 +251,9 @@ class LatentTask(Task):
             own = self.latents.of_class(k, test=test)
             count = min(len(own), most[k])
             first = int(turn * len(own))
-            picks.append(own[(torch.arange(count) * len(own) + first) // count])
-            labels.append(torch.full((count,), k))
+            turned = torch.arange(count, device=own.device) * len(own) + first
+            picks.append(own[turned // count])
+            labels.append(own.new_full((count,), k, dtype=torch.long))
         return torch.cat(picks), torch.cat(labels)
 
 

@@ -15,6 +15,7 @@ from keodrift import plots
 from keodrift.checks import check_choice, check_positive
 from keodrift.costs import as_cost
 from keodrift.errors import OptionError
+from keodrift.loss import feature_scale
 from keodrift.metrics import subsample
 from keodrift.reach import reach_for_gaps
 from keodrift.reductions import mean_cost
@@ -84,18 +85,23 @@ class Task(ABC):
     def _problems(self) -> list[Tensor]:
         """Data of every problem that is solved by itself, ``(n, d)`` each."""
 
-    def reach(self, cost: Any = "half_squared", *, relative: bool = False) -> float:
+    def reach(
+        self, cost: Any = "half_squared", *, relative: bool = False, scaled: bool = False
+    ) -> float:
         """The reach with which mass crosses the gaps of the data; see `reach_for_gaps`.
 
         Args:
             cost: Ground cost; ½‖x−y‖² by default.
             relative: Give it in mean costs of the data, for a drift that is relative as well.
+            scaled: Give it for features that a loss scales, as a model like the data has them.
 
         Returns:
             The largest of any class, where there are classes.
         """
         found = []
         for cloud in (subsample(points, 2000) for points in self._problems()):
+            if scaled:
+                cloud = cloud / feature_scale(cloud, cloud).to(cloud.dtype)
             unit = float(mean_cost(cloud, cloud, as_cost(cost))) if relative else 1.0
             found.append(reach_for_gaps(cloud, cost=cost) / unit)
         return max(found)

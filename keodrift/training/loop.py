@@ -2,7 +2,8 @@
 
 At each step the network makes a batch x, the objective says what its points should be, and the
 optimiser moves the weights. Randomness comes from one `torch.Generator` only, so that a run that
-was cut off and resumed ends with the same bits as one that was not.
+was cut off and resumed ends with the same bits as one that was not; torch's own random state, which
+layers like dropout draw from, is seeded by it at every step and afterwards is what it was.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from keodrift.errors import ArgumentError, DivergedError, OptionError, RunError
 from keodrift.training.batches import Batch, BatchSource
 from keodrift.training.log import Log, Reporting
 from keodrift.training.objective import check_samples
-from keodrift.training.state import TrainingState, average_of, checkpoints
+from keodrift.training.state import TrainingState, average_of, checkpoints, own_draws
 
 # A hundred steps of memory: longer, the average blurs modes that trade mass.
 EMA_DECAY = 0.99
@@ -171,10 +172,14 @@ class Trainer:
         if resume and self.folder is not None:
             state.resume(self.folder)
         begun = time.perf_counter() - state.seconds
-        with Log(
-            state.history, self.folder, start=state.step, steps=steps, progress=self.progress
-        ) as log:
+        with (
+            Log(
+                state.history, self.folder, start=state.step, steps=steps, progress=self.progress
+            ) as log,
+            own_draws(state.generator) as seed_draws,
+        ):
             while state.step < steps:
+                seed_draws(state.step)
                 batch = state.batches(state.generator)
                 try:
                     loss, gradient = self._advance(batch)
@@ -224,7 +229,9 @@ class Trainer:
         # Once a step is read from the device, as the checks of the clouds do too: an optimiser
         # that was given one gradient that is not finite has lost its weights.
         if not bool(torch.isfinite(loss) & torch.isfinite(gradient)):
-            raise DivergedError(f"the loss is {float(loss)}, its gradient's norm {float(gradient)}")
+            raise DivergedError(
+                f"the loss is {float(loss.detach())}, its gradient's norm {float(gradient)}"
+            )
         state.optimizer.step()
         if state.scheduler is not None:
             state.scheduler.step()

@@ -6,7 +6,8 @@ import io
 import os
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -28,6 +29,27 @@ def average_of(network: nn.Module, ema: float) -> AveragedModel:
         get_ema_multi_avg_fn(min(ema, (1 + t) / (10 + t)))(averaged, weights, count)
 
     return AveragedModel(network, multi_avg_fn=update)
+
+
+@contextmanager
+def own_draws(generator: torch.Generator) -> Iterator[Callable[[int], None]]:
+    """Lets torch's own random state be seeded by that of a run, and restores it afterwards.
+
+    Layers such as dropout take no generator. Yields what seeds them for a step.
+    """
+    device = generator.device
+    cuda = device.type == "cuda" and torch.cuda.is_available()
+
+    def seed(step: int) -> None:
+        word = (generator.initial_seed() + 0x9E3779B97F4A7C15 * (step + 1)) % 2**63
+        # torch.manual_seed would reseed every GPU.
+        torch.default_generator.manual_seed(word)
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(word)
+
+    with torch.random.fork_rng([device] if cuda else []):
+        yield seed
 
 
 def checkpoints(folder: str | Path) -> list[Path]:

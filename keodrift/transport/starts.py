@@ -128,7 +128,12 @@ class Carried:
         replaceable = _reducible(problem) and not problem.symmetric
         if replaceable and self._far(problem, solver.tol):
             return self.otherwise(problem, solver)
-        begin = Coupling(problem, self.before.potential_at(problem.y), solver.tol)
+        before, now = (
+            torch.as_tensor(p.tau, dtype=torch.float64, device=problem.y.device)[..., None]
+            for p in (self.before.problem, problem)
+        )
+        g = self.before.potential_at(problem.y) * (before / now)  # each in units of its τ
+        begin = Coupling(problem, g, solver.tol)
         if not replaceable or solver.max_half_steps <= 2:
             return begin
         first = replace(solver, max_half_steps=2).solve(problem, lambda *_: begin)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from keodrift.errors import users_stacklevel
@@ -64,7 +64,7 @@ def cached(
             warnings.warn(text, RuntimeWarning, stacklevel=users_stacklevel())
         tensors = {part: tensor.contiguous() for part, tensor in make().items()}
         with atomic_path(path) as draft:
-            save_file(tensors, draft, {"sha256": digest(tensors)})
+            draft.write_bytes(save(tensors, {"sha256": digest(tensors)}))
         return tensors
     finally:
         lock.release()

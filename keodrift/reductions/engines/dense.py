@@ -20,9 +20,12 @@ from keodrift.reductions.blocks import (
     working_cost,
 )
 from keodrift.reductions.engines.pairs import PairKernel
+from keodrift.reductions.engines.tiled import Tiled
 from keodrift.reductions.frame import Frame
 from keodrift.reductions.kernel import Engine, GibbsKernel
 from keodrift.reductions.precision import in_full_precision
+from keodrift.reductions.shortage import within_memory
+from keodrift.reductions.sizes import sizes
 
 # Absorbed weights stop at exp(−55), so that products with them are not denormal, which cost ten
 # times a normal one; sums are trusted within exp(±25), where that is lost in rounding.
@@ -36,8 +39,15 @@ class Dense(Engine):
     name = "dense"
     stores = True
 
-    def kernel(self, frame: Frame, batch: tuple[int, ...]) -> DenseKernel:
-        """The kernel, whose block is formed when it is first asked for."""
+    def kernel(self, frame: Frame, batch: tuple[int, ...]) -> PairKernel:
+        """The kernel, whose block is formed when it is first asked for.
+
+        A graph keeps the coordinates of all differences: where these are many, it is left to the
+        tiled engine, which forms them again for the backward pass.
+        """
+        x, y = frame.x, frame.y
+        if x.requires_grad and x.numel() * y.shape[1] > sizes(x.device.type).stored:
+            return Tiled().kernel(frame, batch)
         return DenseKernel(self, frame, batch)
 
 
@@ -73,7 +83,14 @@ class DenseKernel(PairKernel):
         block = working_cost(self.frame, self.frame.x, self.frame.y)
         return exclude_self(block, 0, 0) if self.frame.mask_self else block
 
+    def release(self) -> None:
+        """Forgets its blocks; they are formed again where they are asked for."""
+        super().release()
+        self.__dict__.pop("block", None)
+        self._absorbed.clear()
+
     @cached_property
+    @within_memory
     def T(self) -> GibbsKernel:
         """The transposed kernel, on the same blocks."""
         turned = DenseKernel(self.engine, self.frame.transposed(), self.batch)

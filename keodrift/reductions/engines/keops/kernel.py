@@ -199,7 +199,7 @@ class KeopsKernel(PairKernel):
         return torch.stack(rows)
 
     def _omitted(self, squares: Tensor) -> Tensor | float:
-        # Exponents are rounded beside 63 (see `_plain_formula`), half a digit of 64.
+        # Exponents are rounded beside 63 (see `plain_sum`), half a digit of 64.
         return 16 * self.eps if self.frame.y.dtype == torch.float32 else 0.0
 
     def _coupling_sum(self, *arguments: Any) -> Tensor:
