@@ -22,7 +22,7 @@ RECIPES = {
         lambda p, q=None: flows.proxy(p, q, True),
     ),
     "score": (lambda **o: kd.KLDrift(TAU, **o), flows.score),
-    "flow": (lambda **o: kd.KLDrift(TAU, form="flow", samples=7, **o), flows.kl_flow),
+    "flow": (lambda **o: kd.KLDrift(TAU, form="flow", samples=8, **o), flows.kl_flow),
     **{
         kernel: (
             lambda kernel=kernel, **o: kd.MMDDrift(
