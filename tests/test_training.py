@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import resource
+import time
 from random import Random
 
 import pytest
@@ -603,8 +604,10 @@ def test_tensorboard_gets_the_numbers_where_it_is_installed(tmp_path):
 
     cut_off = trainer(tmp_path, evaluate=evaluate, evaluate_every=1)
     cut_off.run(3)
+    time.sleep(1)  # its files are read in the order of their names, which begin with the second
     with pytest.raises(KeyboardInterrupt):
         cut_off.run(6)  # after it wrote the numbers of step 4, and no checkpoint
+    time.sleep(1)
     resumed = trainer(tmp_path)
     resumed.run(6, resume=True)
     seen = events.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
