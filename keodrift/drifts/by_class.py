@@ -121,11 +121,6 @@ class ClassField(Field):
         """The largest of each number that its parts report."""
         return worst(part.field.report() for part in self.parts)
 
-    def release(self) -> None:
-        """Gives back blocks of pairs."""
-        for part in self.parts:
-            part.field.release()
-
     def _by_class(self, values: list[Tensor | None]) -> Tensor | None:
         """Values of the parts, ``(B,)`` each, in the order of `classes`."""
         known = [value for value in values if value is not None]

@@ -47,7 +47,6 @@ def imported(argument: str, path: str | Map) -> Map:
     return found
 
 
-@torch.no_grad()
 def decoded_odds(latents: Tensor, decode: Map, classifier: nn.Module) -> Tensor:
     """How sure a classifier is of every class of decoded latents, in batches, without a graph.
 
@@ -66,16 +65,16 @@ def decoded_odds(latents: Tensor, decode: Map, classifier: nn.Module) -> Tensor:
         ...
         keodrift.errors.OptionError: classifier: got Sequential on images (5, 2, 2), needs ...
     """
-    parts = []
-    for batch in latents.split(BATCH):
-        images = _checked("decoder", batch, decode(batch), "…")
+
+    def odds(images: Tensor) -> Tensor:
         try:
-            parts.append(class_probabilities(classifier, images))
+            return class_probabilities(classifier, images)
         except (RuntimeError, ValueError) as error:
             got = f"{type(classifier).__name__} on images {tuple(images.shape)}"
             reason = " ".join(str(error).split())
             raise OptionError("classifier", got, f"one that reads them ({reason})") from error
-    return torch.cat(parts)
+
+    return image_features(latents, decode, odds)
 
 
 @torch.no_grad()

@@ -91,9 +91,9 @@ class LatentTask(Task):
         for name, judge in (("classifier", self.classifier), ("features", self.features)):
             if judge is not None and self.latents.decode is None:
                 raise OptionError(name, "latents without decode", "a decoder, or None")
-        for name, few in zip(self.latents.class_names, self._held_out, strict=True):
-            if few < 2:
-                got = f"one held-out latent of class {name!r}"
+        for k, count in enumerate(torch.bincount(self.latents.test_labels).tolist()):
+            if count < 2:
+                got = f"one held-out latent of class {self.latents.class_names[k]!r}"
                 raise OptionError("latents", got, "two or more of every class to judge by")
         # Now, rather than after the training.
         if self.features is not None:
@@ -183,10 +183,6 @@ class LatentTask(Task):
         real = self.latents.test, self.latents.test_labels
         found = class_wasserstein_squared(points, labels, *real, cap=self.evaluate_samples)
         return statistics.fmean(found.values())
-
-    @property
-    def _held_out(self) -> list[int]:
-        return torch.bincount(self.latents.test_labels, minlength=self.latents.classes).tolist()
 
     def _problems(self) -> list[Tensor]:
         return [self.latents.of_class(k) for k in range(self.latents.classes)]
