@@ -78,6 +78,8 @@ RECIPES = {
     "256 a class": Recipe(batch=256, length=0.25),
     "512 a class": Recipe(batch=512, length=0.125),
     "256 a class, as many steps": Recipe(batch=256),
+    "512 a class, as many steps": Recipe(batch=512),
+    "512 a class, width 512, τ = 0.02": Recipe(batch=512, width=512, taus=(0.02,)),
     "whole class": Recipe(batch=None, length=0.125),
     "τ = 0.02": Recipe(taus=(0.02,)),
     "τ = 0.1": Recipe(taus=(0.1,)),
