@@ -103,6 +103,12 @@ def in_own_process(script: str, spec: dict, limit: float | None = None) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def normal_log_sum(logits, dim: int, keepdim: bool):
+    """Log-sum-exp without denormals, which are slow: a term counts for exp(−80) of the largest."""
+    top = logits.amax(dim, keepdim=keepdim)
+    return (logits - top).clamp_(min=-80).exp_().sum(dim, keepdim=keepdim).log_().add_(top)
+
+
 def synchronise(device: str) -> None:
     """Waits for what was started on a GPU."""
     if device.startswith("cuda"):

@@ -120,11 +120,13 @@ class Faces(Study[Cell]):
     def table(self, rows: list[Row]) -> str:
         lines = []
         for row in rows:
-            paper = PAPER.get((row["field"], row["tau"])) if row["data"] == "alae" else None
+            faces = row["data"] == "alae"
+            paper = PAPER.get((row["field"], row["tau"])) if faces and self.config.alae else None
+            data = "made up" if faces and not self.config.alae else row["data"]
             fid = f"{row['image_frechet']:.1f}" if "image_frechet" in row else ""
             lines.append(
                 (
-                    *(row["data"], f"{row['tau']:g}", row["field"]),
+                    *(data, f"{row['tau']:g}", row["field"]),
                     f"{row['w2_squared']:.4g}",
                     f"{row['w2_squared_floor']:.4g}",
                     f"{row['w2_relative']:.3f}",

@@ -1,10 +1,11 @@
 """Which training of a one-step network wins? python examples/which_training.py
 
 Who repels (the samples themselves, masked, fresh draws, crossed halves) × how batches are drawn
-(independent, balanced) × how the coupling is found (20 sweeps, converged, relaxed) × batch size ×
-temperature × seeds, on eight Gaussians, the checkerboard, and two and eight modes whose masses the
-network has learned wrong before. Judged by points between modes, mass in the wrong mode, W₂²,
-variance ratio and 1-NN two-sample accuracy, each beside real against real.
+(independent, balanced) × how the coupling is found (20 sweeps, converged, relaxed) × learning rate
+(constant, falling to zero) × batch size × temperature × seeds, on eight Gaussians, the
+checkerboard, and two and eight modes whose masses the network has learned wrong before. Judged by
+points between modes, mass in the wrong mode, W₂², variance ratio and 1-NN two-sample accuracy, each
+beside real against real.
 
     python examples/which_training.py targets=[eight_gaussians] batches=[256] seeds=[0]
     python examples/which_training.py quick=true
@@ -24,6 +25,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import keodrift as kd
 from keodrift.data import Target, get_target
@@ -49,6 +51,7 @@ ALSO = ["stratified", "pool"]  # tried beside them, with independent batches
 POOL = 4096  # draws and data of a pool
 TARGETS = ["eight_gaussians", "checkerboard", "two_modes, wrong", "eight_gaussians, wrong"]
 SOLVES = ["20 sweeps", "converged", "relaxed"]
+SCHEDULES = ["constant", "cosine"]
 # The papers' training, each remedy alone, and together.
 FEW = [
     ("self", "independent", "20 sweeps"),
@@ -70,6 +73,7 @@ SETTINGS = {
     "samples": 384_000,  # points a run sees, in all: large batches make fewer steps
     "least_steps": 300,  # but no fewer than these
     "rate": 3e-3,  # of Adam
+    "schedules": SCHEDULES,  # of that rate
     "looks": 3,  # at a training
     "judged": 2000,  # points of the network for distances
     "counted": 20_000,  # and for masses
@@ -80,6 +84,7 @@ SETTINGS = {
 QUICK = {
     "targets": ["eight_gaussians", "two_modes, wrong"],
     "batches": [64],
+    "schedules": ["cosine"],
     "taus": [0.1],
     "seeds": [0],
     "samples": 640,
@@ -101,6 +106,7 @@ class Cell:
     tau: float
     seed: int
     rate: float
+    schedule: str
     steps: int
     looks: int
     judged: int
@@ -110,7 +116,7 @@ class Cell:
     def name(self) -> str:
         words = (self.target, self.negatives, self.draw, self.solve)
         name = "-".join(words).replace(", ", "_").replace(" ", "_")
-        shape = f"n{self.batch}-tau{self.tau:g}-{self.steps}x{self.rate:g}"
+        shape = f"n{self.batch}-tau{self.tau:g}-{self.steps}x{self.rate:g}-{self.schedule}"
         return f"{name}-{shape}-seed{self.seed}.json"
 
 
@@ -208,12 +214,15 @@ def trained(
     network: MLP, target: Target, cell: Cell, random: torch.Generator, look=None
 ) -> Trainer:
     batches, objective = setting(cell, network, target)
+    adam = torch.optim.Adam(network.parameters(), lr=cell.rate)
+    falling = cell.schedule == "cosine"
     trainer = Trainer(
         network,
         batches,
         objective,
-        torch.optim.Adam(network.parameters(), lr=cell.rate),
+        adam,
         random,
+        scheduler=CosineAnnealingLR(adam, cell.steps) if falling else None,
         ema=0.995,
         evaluate=look,
         evaluate_every=max(1, cell.steps // cell.looks),
@@ -243,7 +252,8 @@ def uneven(target: Target) -> Target:
 def beginning(spec: tuple[str, int, int], path: Path) -> None:
     """A network that has learned the wrong masses, the same for all trainings of a seed."""
     name, seed, steps = spec
-    cell = Cell(name, "fresh", "independent", "converged", 256, 0.1, seed, 1e-3, steps, 1, 0, 0)
+    kind = (name, "fresh", "independent", "converged")
+    cell = Cell(*kind, 256, 0.1, seed, 1e-3, "constant", steps, 1, 0, 0)
     network = MLP(width=128, hidden=3, seed=seed)
     average = trained(network, uneven(get_target(name)), cell, seeded(seed)).average
     with atomic_path(path) as draft:
@@ -287,17 +297,17 @@ class WhichTraining(Study[Cell]):
         cells = {}
         for (batch, tau), seed in itertools.product(problems, config.seeds):
             steps = max(config.least_steps, config.samples // batch)
-            for kind in itertools.product(
-                config.targets, config.negatives, config.draws, config.solves
+            for *kind, schedule in itertools.product(
+                config.targets, config.negatives, config.draws, config.solves, config.schedules
             ):
                 target, negatives, draw, solve = kind
-                if config.few and kind[1:] not in FEW:
+                if config.few and tuple(kind[1:]) not in FEW:
                     continue
                 if negatives == "masked" and draw == "balanced":
                     continue  # is refused: it expands
                 if negatives in ALSO and (draw == "balanced" or target == "checkerboard"):
                     continue  # the one presumes chance, the other needs modes
-                shape = (batch, tau, seed, config.rate, steps, config.looks)
+                shape = (batch, tau, seed, config.rate, schedule, steps, config.looks)
                 counts = (config.judged, config.counted)
                 cell = Cell(target, negatives, draw, solve, *shape, *counts)
                 cells[cell.name] = cell
@@ -316,27 +326,21 @@ class WhichTraining(Study[Cell]):
             save_figure(figure_of(means), stem.with_suffix(".png"))
 
 
+KIND = ("target", "batch", "tau", "negatives", "draw", "solve", "schedule")
 KEYS = ("stray", "wrong", "w2_squared", "variance_ratio", "nearest_neighbour")
 
 
 def means_of(rows: list[Row]) -> list[Row]:
     """One row a training: means over seeds at the end, W₂² at equal time too."""
-    groups = grouped(rows, "target", "batch", "tau", "negatives", "draw", "solve")
+    groups = grouped(rows, *KIND)
     shortest = {}
     for (target, batch, tau, *_), runs in groups.items():
         seconds = statistics.fmean(run["looks"][-1]["seconds"] for run in runs)
         shortest[target, batch, tau] = min(shortest.get((target, batch, tau), seconds), seconds)
     means = []
     for key, runs in groups.items():
-        target, batch, tau, negatives, draw, solve = key
         ends = [run["looks"][-1] for run in runs]
-        mean: Row = {
-            "target": target,
-            "batch": batch,
-            "tau": tau,
-            "negatives": negatives,
-            "draw": draw,
-            "solve": solve,
+        mean: Row = dict(zip(KIND, key, strict=True)) | {
             "runs": len(runs),
             "steps": runs[0]["steps"],
             "seconds": statistics.fmean(end["seconds"] for end in ends),
@@ -373,6 +377,7 @@ def table_of(means: list[Row]) -> str:
                 row["negatives"],
                 row["draw"],
                 row["solve"],
+                row["schedule"],
                 row["runs"],
                 *numbers,
                 f"{row['in time']:.4f}",
@@ -380,7 +385,7 @@ def table_of(means: list[Row]) -> str:
             )
         )
     header = (
-        "target|batch:|τ:|negatives|batches|coupling|runs:|stray (real):|wrong mass:|W₂²:|"
+        "target|batch:|τ:|negatives|batches|coupling|rate|runs:|stray (real):|wrong mass:|W₂²:|"
         "variance ratio:|1-NN:|W₂² in the shortest time:|seconds:"
     )
     return markdown_table(header, lines)
@@ -397,22 +402,25 @@ def figure_of(means: list[Row]):
     for i, (key, word) in enumerate(shown.items()):
         for j, target in enumerate(targets):
             panel = axes[i, j]
-            found = {
-                (r["negatives"], r["draw"], r["solve"]): r for r in mine if r["target"] == target
-            }
-            bars = [(kind, row) for kind, row in found.items() if key in row]
+            bars = [row for row in mine if row["target"] == target and key in row]
             panel.set_visible(bool(bars))
-            for k, (kind, row) in enumerate(bars):
-                color = f"C{SOLVES.index(kind[2])}"
-                hatch = None if kind[1] == "balanced" else "///"
-                panel.bar(k, row[key], color=color, hatch=hatch, edgecolor="white", lw=0)
+            for k, row in enumerate(bars):
+                color = f"C{SOLVES.index(row['solve'])}"
+                hatch = None if row["draw"] == "balanced" else "///"
+                faint = 1.0 if row["schedule"] == "cosine" else 0.5
+                panel.bar(
+                    k, row[key], color=color, alpha=faint, hatch=hatch, edgecolor="white", lw=0
+                )
             if bars:
-                panel.axhline(bars[0][1][f"{key}_floor"], color="0.3", ls=":")
-            names = [kind[0] for kind, _ in bars]
+                panel.axhline(bars[0][f"{key}_floor"], color="0.3", ls=":")
+            names = [row["negatives"] for row in bars]
             panel.set_xticks(range(len(bars)), names, rotation=90, fontsize=6)
             panel.set_ylabel(word)
             panel.set_title(target, fontsize="medium")
-    words = "blue: 20 sweeps, orange: converged, green: relaxed; hatched: independent batches"
+    words = (
+        "blue: 20 sweeps, orange: converged, green: relaxed; "
+        "hatched: independent batches; pale: constant rate"
+    )
     figure.suptitle(
         f"Batch {batch}, τ = {tau:g}: lower is better, dotted is real against real ({words})"
     )
@@ -444,5 +452,6 @@ if __name__ == "__main__":
         "targets": TARGETS,
         "negatives": list(dict.fromkeys([*NEGATIVES, *MORE, *ALSO])),
         "solves": SOLVES,
+        "schedules": SCHEDULES,
     }
     run_script(main, SETTINGS, quick=QUICK, choices=choices)

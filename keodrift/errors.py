@@ -71,7 +71,8 @@ class MissingDependencyError(ImportError):
 
     def __init__(self, package: str, purpose: str, extra: str) -> None:
         self._made_from = package, purpose, extra
-        super().__init__(f"{purpose} needs the package {package}: pip install 'keodrift[{extra}]'.")
+        how = f"pip install 'keodrift[{extra}]', or '.[{extra}]' in a checkout"
+        super().__init__(f"{purpose} needs the package {package}: {how}.")
 
     def __reduce__(self) -> tuple:
         return type(self), self._made_from

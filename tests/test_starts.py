@@ -172,3 +172,19 @@ def test_a_carried_potential_is_taken_to_the_new_temperature(cloud, taus):
     Carried(before, 0.0)(problem, Watched(tol=1e-3))
     known = before.potential_at(y) * (old / new)[:, None]
     torch.testing.assert_close(begins[0], known)
+
+
+def test_classes_that_change_places_in_size_are_still_carried(cloud):
+    x, y = cloud(0, 401, 2), cloud(1, 200, 2)
+    y_labels = torch.arange(200) % 2
+    drift = kd.SinkhornDrift(tau=0.05)
+
+    def fitted(first: int, start=None):
+        x_labels = (torch.arange(401) >= first).long()
+        field = drift.fit(x, y, x_labels=x_labels, y_labels=y_labels, start=start)
+        (part,) = field.parts
+        return field, sum(coupling.half_steps for coupling in part.field.couplings)
+
+    before, cold = fitted(200)
+    _, moved = fitted(201, before)
+    assert moved < cold

@@ -38,8 +38,8 @@ def publish() -> None:
     page = BLOCK.sub(fresh, PAGE.read_text())
     PAGE.write_text(page)
     for name in re.findall(r"\]\((\w+\.(?:png|gif))\)", page):
-        found = sorted(OUTPUTS.glob(f"*/{name}"))
-        if found:
+        found = [path for path in OUTPUTS.glob(f"*/{name}") if name.startswith(path.parent.name)]
+        if found:  # in the folder of the study that it shows
             shutil.copyfile(found[0], HERE / name)
         else:
             print(f"no {name} under {OUTPUTS}: the figure stays")

@@ -9,7 +9,7 @@ w_p/(1−w_p) − w_q/(1−w_q), the velocity of the crowded atom at D is, to le
     Sinkhorn, W₂        −D (w_p−w_q)/(1−w_q)
 
 so all but the last vanish with κ, and are lost below rounding (On the Wasserstein gradient flow
-interpretation of drifting models, section 3.3, which suspects the third line).
+interpretation of drifting models, section 3.3; Appendix D suspects the third line).
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ def fit_by_class(
     before = {} if start is None else {part.classes: part.field for part in start.parts}
     sizes = {name: [len(m) for m in own] for name, own in members.items()}
     batches, parts = _batches(sizes, together), []
-    for batch in batches:
+    for batch in map(sorted, batches):  # so that a class keeps its place from step to step
         where = {name: padded([own[k] for k in batch]) for name, own in members.items()}
         pieces = {name: cloud.part(*where[name]) for name, cloud in given.items()}
         names = tuple(classes[k] for k in batch)

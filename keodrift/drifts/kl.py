@@ -82,7 +82,8 @@ class KLDrift(SoftmaxDrift):
         form: ``"score"`` or ``"flow"``.
         masses: ``"unit"`` (default): the scores times the kernel's variance, a length, as other
             drifts are; for ``form="score"`` that is `OneSidedDrift`. ``"gradient"``: the scores
-            themselves.
+            themselves. With ``velocity="gradient"`` unit masses give the scores times τ, which for
+            ``"squared"`` is twice the variance.
         samples: How many n the mean runs over, in pairs ±n, so an even number; the error falls with
             its root, and time and memory grow with it.
         generator: Where they are drawn: a seed (the same n at every fit, 0 by default) or a
