@@ -32,9 +32,10 @@ def sinkhorn_divergence(
 ) -> Tensor:
     """Sinkhorn divergence between weighted clouds, debiased entropic transport.
 
-    Its gradient in ``x`` is −a_i V_i with V the converged Sinkhorn drift (with a ``reach``, that of
-    ``masses="gradient"``), and likewise in ``y``; weights are constants. The gradient is as exact
-    as ``tol``, and is not differentiable again.
+    Its gradient in ``x`` is −a_i V_i, where the cost is symmetric, with V the converged Sinkhorn
+    drift and its ``velocity="gradient"`` (with a ``reach`` and its ``masses="gradient"``), and
+    likewise in ``y``; weights are constants. It is as exact as ``tol``, and is not differentiable
+    again.
 
     Args:
         x: Particles, ``(…, N, d)``.

@@ -16,6 +16,16 @@ def users_stacklevel() -> int:
     return level
 
 
+# What torch says of a CPU's memory, and the compiled engine of either's, in an error of any type.
+SIGNS = ("out of memory", "out_of_memory", "not enough memory", "can't allocate memory")
+
+
+def is_short(error: BaseException) -> bool:
+    """Whether an error is want of memory."""
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or any(sign in str(error).lower() for sign in SIGNS)
+
+
 class ArgumentError(ValueError):
     """A public call was given an argument it cannot work with.
 

@@ -172,7 +172,8 @@ def _distance_scale(*clouds: tuple[Tensor, Tensor, Tensor | int], points: int) -
     (x, a, _), *others = ((z.detach().double(), w, count) for z, w, count in clouds)
     met = [(expected_cost(x, a, y, b, euclidean, points), n) for y, b, n in others if y.numel()]
     total = sum(n * mean for mean, n in met)
-    scale = torch.as_tensor(total) / (sum(n for _, n in met) * math.sqrt(x.shape[-1]))
+    total = torch.as_tensor(total, device=x.device)
+    scale = total / (sum(n for _, n in met) * math.sqrt(x.shape[-1]))
     return torch.where(scale > 0, scale, 1.0)
 
 

@@ -1,30 +1,21 @@
 """Small networks from noise to samples.
 
-Their weights are decided by ``seed`` and leave torch's global random state as it was. ``settings``
-are the keyword arguments that a network was made with.
+Their weights are decided by ``seed`` and leave torch's global random state as it was; they are made
+in float32 on the CPU, whatever torch's defaults are. ``settings`` are the keyword arguments that a
+network was made with.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from keodrift.checks import check_labels, check_positive
+from keodrift.drifts.draws import seeded
 from keodrift.errors import ArgumentError, DeviceError, OptionError, ShapeError
 from keodrift.sampling import balanced_normal
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Weights that are drawn inside are decided by ``seed``, and the random state stays."""
-    # torch.manual_seed would reseed every GPU too; the CPU generator is all that nn.Linear uses.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
 
 
 def _check_sizes(**sizes: int) -> None:

@@ -84,7 +84,7 @@ def mode_gap(y: Tensor, *, cost: Any = "half_squared", cap: int = 2000) -> float
         return 0.0
     tree = _tree(lengths)
     points = len(tree) + 1
-    held = torch.cat([torch.ones(points, dtype=tree.dtype), tree[:, 3]])
+    held = torch.cat([torch.ones(points, dtype=tree.dtype, device="cpu"), tree[:, 3]])
     wide = held[tree[:, :2].long()].amin(-1) >= MODE * points
     return float(tree[wide, 2].max()) if bool(wide.any()) else 0.0
 
@@ -99,11 +99,11 @@ def _costs(y: Tensor, cost: Any, cap: int) -> tuple[Tensor, Tensor, Tensor]:
     cost = check_cost(cost, points)
     if len(points) > cap:
         generator = torch.Generator().manual_seed(0)
-        drawn = torch.randperm(len(points), generator=generator)[:cap]
+        drawn = torch.randperm(len(points), generator=generator, device="cpu")[:cap]
         points = points[drawn.to(points.device)]
     costs = all_costs(points.double(), points.double(), cost)
     costs = ((costs + costs.mT) / 2).cpu()
-    first, second = torch.triu_indices(len(points), len(points), 1)
+    first, second = torch.triu_indices(len(points), len(points), 1, device="cpu")
     return costs[first, second], first, second
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 import pytest
 import reference as ref
@@ -22,8 +23,8 @@ from keodrift.costs import (
     recognised,
     squared,
 )
-from keodrift.errors import ArgumentError, CostError, OptionError
-from keodrift.reductions import gibbs_kernel
+from keodrift.errors import ArgumentError, CostError, OptionError, OutOfMemoryError
+from keodrift.reductions import all_costs, gibbs_kernel, mean_cost
 
 
 @pytest.mark.parametrize("name", ["half_squared", "squared", "euclidean"])
@@ -299,3 +300,43 @@ def test_a_point_without_direction_is_moved_by_no_cosine(cloud):
     assert not free.grad.any()
     costs = as_cost("cosine").pairs(x[None], y[None])
     torch.testing.assert_close(costs, torch.full((1, 3, 6), 0.5))
+
+
+@pytest.mark.parametrize("cost", [COSTS["cosine"], mahalanobis(torch.tensor([100.0, 1.0, 0.01]))])
+def test_what_looks_at_costs_beside_the_kernels_lifts_points_too(cloud, cost):
+    x, y = cloud(0, 30, 3), cloud(1, 40, 3) + 0.5
+    expected = cost.pairs(x, y)
+    torch.testing.assert_close(all_costs(x, y, cost), expected)
+    torch.testing.assert_close(mean_cost(x, y, cost), expected.mean())
+    relative = kd.SinkhornDrift(0.05, relative=True, cost=cost).fit(x, y)
+    assert float(relative.data.tau) == pytest.approx(0.05 * float(expected.mean()), rel=0.2)
+    assert relative.couplings[0].half_steps <= 11
+
+
+def test_a_matrix_of_another_dimension_is_refused(cloud):
+    with pytest.raises(CostError, match=r"'mahalanobis' in d = 2 for points in d = 3"):
+        kd.SinkhornDrift(1.0, cost=mahalanobis(torch.eye(2)))(cloud(0, 5, 3), cloud(1, 5, 3))
+
+
+def test_want_of_memory_is_no_fault_of_a_cost(cloud):
+    def greedy(x, y):
+        if x.numel() > 200:
+            raise torch.OutOfMemoryError("DefaultCPUAllocator: can't allocate memory")
+        return (x - y).abs().sum(-1) ** 1.5
+
+    with pytest.raises(OutOfMemoryError, match="backend"):
+        kd.OneSidedDrift(1.0, cost=greedy, backend="dense")(cloud(0, 400, 3), cloud(1, 400, 3))
+
+
+@dataclass
+class Unhashable:
+    power: float
+
+    def __call__(self, x, y):
+        return self.power * ((x - y).atan() ** 2).sum(-1)
+
+
+def test_an_expression_need_not_be_hashable(cloud, keops):
+    x, y, drift = cloud(0, 20, 2), cloud(1, 30, 2), kd.OneSidedDrift(1.0, cost=Unhashable(1.5))
+    expected = replace(drift, backend="dense")(x, y)
+    torch.testing.assert_close(replace(drift, backend="keops")(x, y), expected)

@@ -280,3 +280,30 @@ def test_steep_distances_have_finite_gradients(cloud):
     v = kd.OneSidedDrift(1e-27, cost="euclidean", velocity="gradient")(x, y)
     exact = kd.OneSidedDrift(1e-27, cost="euclidean", velocity="gradient")(x.double(), y.double())
     torch.testing.assert_close(v.double(), exact, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("tau", [0.01, 0.1])
+@pytest.mark.parametrize("make", [kd.OneSidedDrift, kd.SinkhornDrift])
+@pytest.mark.parametrize("where", ["padded", "far"])
+def test_points_that_do_not_count_cost_no_digits(cloud, make, tau, where):
+    """Padding at 0 of clouds that lie far from it, and one weightless point far from the clouds."""
+    offset, dead, place = {"padded": (300, 40, 0), "far": (0, 1, 1e6)}[where]
+    x, y = (cloud(s, 100, 2, dtype=torch.float32) + offset for s in (0, 1))
+    weights = (torch.arange(100) >= dead).float()
+    x = x[dead:].clone()
+    y[:dead] = place
+    drift = make(tau)
+    field = drift.fit(x, y, y_weights=weights)
+    expected = drift(x.double(), y[dead:].double())
+    error = (field() - expected).norm() / expected.norm()
+    assert float(error) < (1e-4 if make is kd.OneSidedDrift else 2e-2)
+    for coupling in field.couplings:
+        assert bool(coupling.converged) and coupling.half_steps <= 25
+
+
+def test_a_stray_particle_costs_the_others_no_digits(cloud):
+    x, y = cloud(0, 50, 2, dtype=torch.float32), cloud(1, 100, 2, dtype=torch.float32)
+    x[0] = 1e6
+    drift = kd.OneSidedDrift(0.01)
+    expected = drift(x.double(), y.double())[1:]
+    assert float((drift(x, y)[1:] - expected).norm() / expected.norm()) < 1e-5

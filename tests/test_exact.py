@@ -83,3 +83,13 @@ def test_steep_problems_of_few_clusters_are_solved_before_any_half_step(tau):
     few = EntropicProblem(x, y, a, a, squared, tau).coarsened(128, Clusters())
     found = coarse(few, Sinkhorn(tol=3e-3))
     assert float(found.marginal_error) <= 3e-3
+
+
+def test_a_broken_package_beside_pot_leaves_another_start(cloud, monkeypatch):
+    def broken():
+        raise RuntimeError("of another package")
+
+    x, y, drift = cloud(0, 50, 2), cloud(1, 50, 2), kd.SinkhornDrift(1e-3)
+    expected = drift(x, y)
+    monkeypatch.setattr("keodrift.transport.exact.import_pot", broken)
+    torch.testing.assert_close(drift(x, y), expected, rtol=0, atol=0.05)

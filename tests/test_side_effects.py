@@ -268,12 +268,12 @@ CALLS = {
     "critic": lambda: kd.CriticDrift(steps=2, penalty="gradient")(X, Y, **GIVEN),
     "warm": lambda: SINKHORN(X, Y, start=SINKHORN.fit(X, Y)),
     "labels": lambda: SINKHORN(X, Y, **LABELS),
-    "field": lambda: SINKHORN.fit(X, Y)(torch.zeros(3, 2)),
+    "field": lambda: SINKHORN.fit(X, Y)(X.new_zeros(3, 2)),
     "loss": lambda: kd.drift_loss(X, Y, [SINKHORN, kd.OneSidedDrift(0.1)], normalize=True),
     "scaled loss": lambda: kd.drift_loss(X, Y, SINKHORN, scale_features=True, **GIVEN),
     "divergence": lambda: kd.sinkhorn_divergence(X, Y, 0.5, x_weights=A, y_weights=B),
-    "dense": lambda: kernel("dense").log_mass(torch.zeros(9)),
-    "tiled": lambda: kernel("tiled").mean_cost_gradient(torch.zeros(9)),
+    "dense": lambda: kernel("dense").log_mass(X.new_zeros(9)),
+    "tiled": lambda: kernel("tiled").mean_cost_gradient(X.new_zeros(9)),
     "choice": lambda: kd.choose_backend(10, 10, 2),
 }
 every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
@@ -314,6 +314,18 @@ def test_the_default_dtype_plays_no_part(call):
         torch.set_default_dtype(torch.float32)
     if isinstance(before, torch.Tensor) and before.shape != (3, 2):  # the field's own query
         assert after.dtype == before.dtype
+        assert torch.equal(after, before)
+
+
+@every_call
+def test_the_default_device_plays_no_part(call):
+    before = call()
+    torch.set_default_device("meta")
+    try:
+        after = call()
+    finally:
+        torch.set_default_device(None)
+    if isinstance(before, torch.Tensor):
         assert torch.equal(after, before)
 
 

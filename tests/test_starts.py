@@ -188,3 +188,12 @@ def test_classes_that_change_places_in_size_are_still_carried(cloud):
     before, cold = fitted(200)
     _, moved = fitted(201, before)
     assert moved < cold
+
+
+def test_more_points_than_torch_draws_from(cloud, monkeypatch):
+    monkeypatch.setattr(clusters, "MULTINOMIAL", 50)
+    points, weights = cloud(0, 400, 2), weights_of(400, 1)
+    centres, masses = clusters.cluster(points, weights, 30)
+    assert 20 < len(masses) <= 30
+    torch.testing.assert_close(masses.sum(), weights.sum())
+    torch.testing.assert_close(masses @ centres, weights @ points)

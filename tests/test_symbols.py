@@ -109,6 +109,7 @@ def test_a_cost_of_the_distance_is_written_for_vectors_too(cloud) -> None:
         lambda x, y: (x - y).tanh().sum(-1),
         lambda x, y: (x - y).sum(0),
         lambda x, y: (x - y).norm(p=1, dim=-1),
+        lambda x, y: torch.sub(x, y, alpha=2).square().sum(-1),
         lambda x, y: ((x - y) @ [[1.0]]).sum(-1),
         lambda x, y: ((x - y) * torch.ones(2)).sum(-1),
         lambda x, y: ((x - y) * torch.ones(3, 3)).sum(-1),
@@ -118,6 +119,23 @@ def test_a_cost_of_the_distance_is_written_for_vectors_too(cloud) -> None:
 def test_what_cannot_be_written_out_says_so(expression) -> None:
     with pytest.raises((TypeError, AttributeError)):
         traced(Cost("odd", expression), 3)
+
+
+def test_constants_have_all_their_digits_at_any_default_dtype() -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = traced(Cost("c", lambda x, y: (((x - y) / 0.3) ** 2 * 0.7).sum(-1)), 1).constants
+    finally:
+        torch.set_default_dtype(before)
+    assert found == (1 / 0.3, 0.7)
+
+
+def test_negative_powers_of_negative_numbers(cloud) -> None:
+    x, y = cloud(0, 4, 2), cloud(1, 6, 2)
+    cost = Cost("odd", lambda x, y: ((x - y) ** -3).sum(-1))
+    found = traced(cost, 2)
+    torch.testing.assert_close(evaluated(found.value, x, y, found.constants), cost.pairs(x, y))
 
 
 def test_a_parameter_of_another_value_changes_no_formula(cloud) -> None:

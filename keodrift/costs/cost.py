@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from keodrift.errors import CostError
+from keodrift.errors import CostError, is_short
 
 Expression = Callable[..., Any]
 
@@ -45,7 +45,7 @@ class Cost:
     """
 
     name: str
-    expression: Expression = field(repr=False)
+    expression: Expression = field(repr=False, hash=False)  # it may be of an unhashable class
     symmetric: bool | None = None
     curvature: float | None = None
     radial: Callable[[Any], Any] | None = field(default=None, repr=False)
@@ -76,7 +76,9 @@ class Cost:
         try:
             given = {name: one.to(x) for name, one in self.parameters.items()}
             value = self.expression(x.unsqueeze(-2), y.unsqueeze(-3), **given)
-        except (RuntimeError, TypeError, AttributeError, IndexError) as error:
+        except _REFUSALS as error:
+            if is_short(error):
+                raise
             raise CostError(
                 "cost", f"'{self.name}', which fails on tensors: {error}", _EXPRESSION_NEEDS
             ) from error
@@ -121,6 +123,8 @@ class _Turned:
     def __call__(self, x: Any, y: Any, **parameters: Any) -> Any:
         return self.expression(y, x, **parameters)
 
+
+_REFUSALS = RuntimeError, TypeError, AttributeError, IndexError, ValueError, AssertionError
 
 _EXPRESSION_NEEDS = (
     "an expression c(x, y) of x (…, N, 1, d) and y (…, 1, M, d) that reduces the last axis, "

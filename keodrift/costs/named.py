@@ -11,7 +11,7 @@ from torch import Tensor
 
 from keodrift.checks import check_positive
 from keodrift.costs.cost import Cost, Expression
-from keodrift.errors import OptionError
+from keodrift.errors import CostError, OptionError
 
 
 # Named functions rather than lambdas, so that drifts and fields can be pickled.
@@ -116,6 +116,10 @@ class _Map:
     matrix: Tensor
 
     def __call__(self, points: Tensor) -> Tensor:
+        d = len(self.matrix)
+        if points.shape[-1] != d:
+            got = f"'mahalanobis' in d = {d} for points in d = {points.shape[-1]}"
+            raise CostError("cost", got, "a matrix of as many rows as the points have coordinates")
         return points @ self.matrix.to(points)
 
 

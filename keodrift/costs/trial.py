@@ -65,7 +65,8 @@ def recognised(cost: Cost, points: Tensor) -> Cost:
     origin = points.mean(-2, keepdim=True)
     size = float((points - origin).abs().max()) or 1.0
     draw = torch.Generator().manual_seed(0)
-    around = torch.randn(PROBED, points.shape[-1], dtype=points.dtype, generator=draw).to(points)
+    shape = PROBED, points.shape[-1]
+    around = torch.randn(shape, dtype=points.dtype, generator=draw, device="cpu").to(points)
     clouds = [points, *(origin + spread * size * around for spread in SPREADS)]
     try:
         values = [cost.pairs(z, z) for z in clouds]

@@ -99,7 +99,7 @@ class Clouds:
         if negatives is not None:
             z = torch.cat([z, negatives.points], -2)
             c = torch.cat([c, negatives.weights / count(c)], -1)
-            c = c / c.sum(-1, keepdim=True)
+            c = checks.normalised("negative_weights", c)
         return Clouds(x.points, y.points, z, a, b, c, drawn, model is None, dtype)
 
     @property

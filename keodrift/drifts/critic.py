@@ -16,6 +16,7 @@ from torch.nn.functional import softplus
 from keodrift.checks import check_choice, check_positive
 from keodrift.drifts.base import CarriedDrift
 from keodrift.drifts.clouds import Clouds
+from keodrift.drifts.draws import seeded
 from keodrift.drifts.witness import WitnessField
 from keodrift.errors import DivergedError, OptionError
 from keodrift.fields import Field
@@ -190,9 +191,7 @@ class CriticDrift(CarriedDrift):
         )
 
     def _new(self, d: int) -> nn.Module:
-        # torch.manual_seed would reseed every GPU too.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.seed)
+        with seeded(self.seed):
             made: Any = _perceptron(d) if self.network is None else self.network(d)
         if not isinstance(made, nn.Module):
             raise OptionError("network", f"a function that returns {type(made).__name__}", MODULE)

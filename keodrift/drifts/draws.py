@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -20,6 +23,23 @@ def check_generator(generator: object) -> None:
     if not 0 <= seed < 1 << 63:
         needs = "a torch.Generator, or a seed: an integer from 0 to 2⁶³ − 1"
         raise OptionError("generator", repr(generator), needs)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Weights of networks that are made inside are decided by ``seed``, and the random state stays.
+
+    They are in float32 on the CPU, whatever torch's defaults are.
+    """
+    before = torch.get_default_dtype()
+    # torch.manual_seed would reseed every GPU too; the CPU generator is all that nn.Linear uses.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
 
 
 def normals(generator: int | torch.Generator, *shape: int, like: Tensor) -> Tensor:

@@ -35,11 +35,11 @@ REFINEMENTS = 12  # quarters of tol, at most: a factor of 10⁷
 class SinkhornDrift(SoftmaxDrift):
     """Barycentres of the entropic couplings OT_τ(q, p) and OT_τ(q, q).
 
-    At convergence V is minus the Wasserstein gradient of the Sinkhorn divergence (exactly so with
-    ``velocity="gradient"``, and with either for ½‖x−y‖²). It vanishes where q = p; that it does so
-    only there is known under conditions (Proposition 3.7) and for two points, and is false where
-    particles coincide. After few half-steps it does not see mass that must move between separated
-    modes.
+    At convergence V is minus the Wasserstein gradient of the Sinkhorn divergence (of a symmetric
+    cost; exactly so with ``velocity="gradient"``, and with either for ½‖x−y‖²). It vanishes where
+    q = p; that it does so only there is known under conditions (Proposition 3.7) and for two
+    points, and is false where particles coincide. After few half-steps it does not see mass that
+    must move between separated modes.
 
     With a ``reach`` ρ the marginals are relaxed, OT_{τ,ρ}: it is the cost above which mass is left
     where it is. So imbalances between modes farther apart than that, and what each batch draws

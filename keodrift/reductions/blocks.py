@@ -25,7 +25,17 @@ def pair_costs(cost: Cost, x: Tensor, y: Tensor) -> Tensor:
     """C of every pair of ``x (B, N, d)`` and ``y (B, M, d)``, by distances where that is enough."""
     if cost.curvature is not None:
         return _half_squares(x, y) * cost.curvature
-    return cost.pairs(x, y) if cost.radial is None else cost.radial(_distances(x, y))
+    return _expressed(cost, x, y) if cost.radial is None else cost.radial(_distances(x, y))
+
+
+def _expressed(cost: Cost, x: Tensor, y: Tensor) -> Tensor:
+    """By the expression, which holds every coordinate of a pair: some rows at a time."""
+    if x.requires_grad:
+        return cost.pairs(x, y)
+    out = x.new_empty(*x.shape[:-1], y.shape[-2])
+    for rows in row_blocks(out, x.shape[-1]):
+        out[:, rows] = cost.pairs(x[:, rows], y)
+    return out
 
 
 def _half_squares(x: Tensor, y: Tensor) -> Tensor:
@@ -55,16 +65,19 @@ def _by_products(x: Tensor, y: Tensor) -> Tensor:
     x, y = x.double(), y.double()
     left = torch.cat([-x, x.square().sum(-1, keepdim=True) / 2, torch.ones_like(x[..., :1])], -1)
     right = torch.cat([y, torch.ones_like(y[..., :1]), y.square().sum(-1, keepdim=True) / 2], -1)
-    out = torch.empty(*x.shape[:-1], y.shape[-2], dtype=torch.float32)
+    out = torch.empty(*x.shape[:-1], y.shape[-2], dtype=torch.float32, device=x.device)
     for rows in row_blocks(out):
         out[:, rows].copy_(left[:, rows] @ right.mT).clamp_(min=0)
     return out
 
 
-def row_blocks(block: Tensor) -> Iterator[slice]:
-    """Rows of ``(B, N, M)`` to be worked on at a time: on a CPU as many as its cache holds."""
+def row_blocks(block: Tensor, numbers: int = 1) -> Iterator[slice]:
+    """Rows of ``(B, N, M)`` to be worked on at a time: on a CPU as many as its cache holds.
+
+    With so many numbers a pair.
+    """
     b, n, m = block.shape
-    step = max(1, sizes(block.device.type).rows // max(1, b * m))
+    step = max(1, sizes(block.device.type).rows // max(1, b * m * numbers))
     return (slice(i, i + step) for i in range(0, n, step))
 
 

@@ -1,11 +1,13 @@
-"""Working coordinates: a quadratic cost in units of τ, each cloud about its own mean.
+"""Working coordinates: a quadratic cost in units of τ, clouds that lie apart each about its middle.
 
 A quadratic cost separates under translations: with x = X + p and y = Y + q,
 
     ½‖x − y‖² = ½‖X − Y‖² + (p − q)·X − (p − q)·Y + ½‖p − q‖²,
 
 so every term that does not mix the clouds leaves the pair loop and is kept in float64 beside it.
-Clouds that lie 10⁴ bandwidths apart then cost no digits, even in float32.
+Clouds that lie 10⁴ bandwidths apart then cost no digits, even in float32. Clouds that overlap have
+one origin: there (p − q) is no shorter than what it would take away, and would cost digits itself.
+Origins are medians, which a stray or padded point does not move.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import torch
 from torch import Tensor
 
 from keodrift.costs import Cost
+
+LOOKED_AT = 1000  # points, at most, of which a median is taken
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,18 @@ def _middle(points: Tensor) -> Tensor:
     return points.mean(-2, keepdim=True)
 
 
+def _median(points: Tensor) -> Tensor:
+    """The middle of every coordinate, of some points evenly picked, ``(B, 1, d)``."""
+    step = -(-points.shape[-2] // LOOKED_AT)
+    return points[:, ::step].median(-2, keepdim=True).values
+
+
+def _overlap(x: Tensor, y: Tensor) -> Tensor:
+    """Whether the boxes around two clouds meet, ``(B, 1, 1)``."""
+    apart = (x.amin(-2) > y.amax(-2)) | (y.amin(-2) > x.amax(-2))
+    return ~apart.any(-1)[:, None, None]
+
+
 def make_frame(x: Tensor, y: Tensor, cost: Cost, tau: Tensor, mask_self: bool) -> Frame:
     """Prepares ``x (B, N, d)``, ``y (B, M, d)`` and ``tau (B,)``; differentiable in ``x`` only."""
     y = y.detach()
@@ -117,10 +133,10 @@ def make_frame(x: Tensor, y: Tensor, cost: Cost, tau: Tensor, mask_self: bool) -
     scale, rate = torch.ones_like(tau), 1 / tau
     x_origin = y_origin = torch.zeros_like(y[:, :1])
     if cost.by_distance:
-        x_origin = y_origin = y.mean(-2, keepdim=True)
+        x_origin = y_origin = _median(y)
     if cost.curvature is not None:
         # Only a quadratic cost turns two different origins into linear terms.
-        x_origin = x.detach().mean(-2, keepdim=True)
+        x_origin = torch.where(_overlap(x.detach(), y), y_origin, _median(x.detach()))
         scale, rate = (cost.curvature / tau).sqrt(), scale
     x_work, y_work = ((z - o) * scale.to(z.dtype) for z, o in ((x, x_origin), (y, y_origin)))
     shift = (x_origin.double() - y_origin.double()) * scale

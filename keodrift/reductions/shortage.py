@@ -10,13 +10,11 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-from keodrift.errors import OutOfMemoryError
+from keodrift.errors import OutOfMemoryError, is_short
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# What torch says of a CPU's memory, and the compiled engine of either's, in an error of any type.
-SIGNS = ("out of memory", "out_of_memory", "not enough memory", "can't allocate memory")
 BLOCKS = 3  # of pairs that are held at a time where pairs are stored
 
 
@@ -35,12 +33,6 @@ def within_memory(verb: Callable[P, R]) -> Callable[P, R]:
             raise _in_sizes(args[0]) from error
 
     return guarded
-
-
-def is_short(error: BaseException) -> bool:
-    """Whether an error is want of memory."""
-    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return known or any(sign in str(error).lower() for sign in SIGNS)
 
 
 def _in_sizes(kernel: Any) -> OutOfMemoryError:

@@ -10,6 +10,7 @@ from torch import Tensor
 from keodrift.reductions import nearest
 from keodrift.reductions.sizes import sizes
 
+MULTINOMIAL = 1 << 24  # categories, at most, that torch draws from
 LLOYD = 1  # refinements of the clusters' centres
 
 
@@ -70,7 +71,7 @@ def cluster(points: Tensor, weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     shares = weights.cpu()
     k = min(k, int((shares > 0).sum()))
-    drawn = torch.multinomial(shares, k, generator=generator).to(points.device)
+    drawn = _drawn(shares, k, generator).to(points.device)
     # Far from the origin distances by matrix products lose their digits.
     origin = points.double().mean(0)
     local = points.double() - origin
@@ -87,6 +88,15 @@ def cluster(points: Tensor, weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
         means = total[kept] / mass[:, None]
         centres = means.to(points.dtype)
     return (origin + means).to(points.dtype), mass
+
+
+def _drawn(shares: Tensor, k: int, generator: torch.Generator) -> Tensor:
+    """Different indices, by their weights: k of them, or a few less where there are very many."""
+    if len(shares) <= MULTINOMIAL:
+        return torch.multinomial(shares, k, generator=generator)
+    sums = shares.cumsum(0)
+    heights = torch.rand(k, generator=generator, dtype=sums.dtype, device="cpu") * sums[-1]
+    return torch.searchsorted(sums, heights, right=True).clamp_(max=len(sums) - 1).unique()
 
 
 def _owners(points: Tensor, samples: Tensor) -> Tensor:

@@ -142,7 +142,7 @@ class Carried:
         return replace(self.otherwise(problem, solver), half_steps=first.half_steps)
 
     def _far(self, problem: EntropicProblem, tol: float) -> bool:
-        length = problem.cost.length(torch.as_tensor(problem.tau))
+        length = problem.cost.length(torch.as_tensor(problem.tau, device=problem.y.device))
         return length is not None and bool((self.moved / length > REACH * tol).any())
 
 

@@ -184,13 +184,14 @@ class DenseKernel(PairKernel):
         if bool(dead.any()):
             # An atom without weight has no bias to absorb; its column is scaled to a maximum of 1.
             col = torch.where(dead, -(row[..., None] - block).amax(-2), col)
-        # Both parts are rounded to the block's dtype, so that they are exactly what it absorbed.
-        top = col.amax(-1, keepdim=True)
+        # Both parts are rounded to the block's dtype, so that they are exactly what it absorbed;
+        # what is rounded is small at the atoms with weight, wherever the others are.
+        top = bias.masked_fill(dead, -torch.inf).amax(-1, keepdim=True)
         row, col = (row + top).to(block.dtype), (col - top).to(block.dtype)
         weights = torch.empty_like(block)
         for rows in row_blocks(block):
             torch.sub(col[:, None, :], block[:, rows], out=weights[:, rows])
-            weights[:, rows].add_(row[:, rows, None]).clamp_(min=ABSORBED_LEAST).exp_()
+            weights[:, rows].add_(row[:, rows, None]).clamp_(ABSORBED_LEAST, -ABSORBED_LEAST).exp_()
         row, col = row.double(), col.double()
         kept = _Absorbed(col, row, weights.mT) if self._turned else _Absorbed(row, col, weights)
         self._absorbed[:] = [kept]

@@ -127,7 +127,8 @@ class Tilted:
         flat = phi.masked_fill(~alive, 0)
         slope = torch.stack([total(about * c[:, None]) for c in about.unbind(-1)], -1)
         trace = slope.diagonal(dim1=-2, dim2=-1).sum(-1)
-        ridge = (1e-2 * trace + 1e-12)[:, None, None] * torch.eye(v.shape[-1]).to(v)
+        eye = torch.eye(v.shape[-1], dtype=v.dtype, device=v.device)
+        ridge = (1e-2 * trace + 1e-12)[:, None, None] * eye
         centred = flat - (total(flat) / some)[owner]
         tilt = -torch.linalg.solve(slope + ridge, total(about * centred[:, None]))
         level = phi + (tilt[owner] * v).sum(-1)

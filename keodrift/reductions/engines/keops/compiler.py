@@ -115,7 +115,7 @@ def _compiles(device: str) -> bool:
     """Whether KeOps compiles the plainest of formulas."""
     try:
         with session(f"probe {device}"):
-            ones = torch.ones(2, 1, device=device)
+            ones = torch.ones(2, 1, dtype=torch.float32, device=device)
             backend = "GPU" if device == "cuda" else "CPU"
             genred("X*Y", ["X=Vi(1)", "Y=Vj(1)"], axis=1)(ones, ones, backend=backend)
     except (Exception, SystemExit) as error:

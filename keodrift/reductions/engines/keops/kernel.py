@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from keodrift.errors import is_short
 from keodrift.reductions.engines.keops import compiler
 from keodrift.reductions.engines.keops.device import on_keops_stream
 from keodrift.reductions.engines.keops.formulas import (
@@ -29,7 +30,6 @@ from keodrift.reductions.engines.pairs import PairKernel, trusted
 from keodrift.reductions.engines.tiled import Tiled, TiledKernel
 from keodrift.reductions.frame import Frame
 from keodrift.reductions.kernel import Engine, GibbsKernel, split
-from keodrift.reductions.shortage import is_short
 
 # Longer values ride better in a matrix product, where the engine of those has them for the cost.
 PRODUCT_VALUES = 24

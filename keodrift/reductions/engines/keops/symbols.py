@@ -117,6 +117,13 @@ def _inverse(a: _Term) -> _Term:
     return a.through(value, f"-Square({value})")
 
 
+def _numbers(constant: object) -> Tensor:
+    """A constant of a cost in float64, whatever the default dtype and device are."""
+    if isinstance(constant, Tensor):
+        return constant.detach().double().cpu()
+    return torch.tensor(constant, dtype=torch.float64, device="cpu")
+
+
 class Symbol:
     """Stands for points ``(…, d)`` or numbers of pairs in an expression, as tensors do there."""
 
@@ -127,7 +134,7 @@ class Symbol:
         """A number, or a tensor without axes of points, as constants."""
         if isinstance(other, Symbol):
             return other
-        values = torch.as_tensor(other).detach().double().cpu()
+        values = _numbers(other)
         if values.dim() > 1 and values.numel() != values.shape[-1]:
             raise TypeError("only numbers, vectors and matrices under @ are constants of a cost")
         begin = len(self._constants)
@@ -169,7 +176,7 @@ class Symbol:
 
     def __truediv__(self, other: object) -> Symbol:
         if not isinstance(other, Symbol):
-            return self * (1 / torch.as_tensor(other).double())
+            return self * (1 / _numbers(other))
         return self._with(other, lambda a, b: _times(a, _inverse(b)))
 
     def __rtruediv__(self, other: object) -> Symbol:
@@ -180,6 +187,8 @@ class Symbol:
             return self.square()
         if power == 0.5:
             return self.sqrt()
+        if power == int(power) and power < 0:
+            return 1.0 / self ** (-power)
         if power == int(power) and power > 0:
             return self._each(
                 f"Pow({{a}},{int(power)})", f"IntCst({int(power)})*Pow({{a}},{int(power) - 1})"
@@ -231,6 +240,8 @@ class Symbol:
         if isinstance(first, Symbol):
             method = getattr(cls, f"__{name}__", None)
             if method is not None:
+                if kwargs:
+                    raise TypeError(f"{func.__name__} with {', '.join(kwargs)} is not known")
                 return method(first, *rest)
             return getattr(first, name)(*rest, **(kwargs or {}))
         return getattr(rest[0], f"__r{name.removeprefix('r')}__")(first)
