@@ -37,6 +37,6 @@ def silverman_bandwidth(y: Tensor) -> float:
         raise ShapeError("y", f"shape {tuple(points.shape)}", "one cloud, a shape (M, d)")
     m, d = points.shape
     square = float((points - points.mean(0)).square().sum() / max(1, m - 1) / d)
-    if square == 0:
+    if bool((points == points[0]).all()):
         raise ArgumentError("y", "points that coincide", "two different points at least")
     return math.sqrt(square) * (4 / ((d + 2) * m)) ** (1 / (d + 4))

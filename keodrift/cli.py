@@ -38,7 +38,10 @@ def _reproduce(arguments: Sequence[str]) -> None:
             raise OptionError(word, "an unknown flag", "--quick or key=value")
     if len(names) != 1:
         raise OptionError("figure", repr(" ".join(names)), f"one of {', '.join(FIGURES)}")
-    words = [f"figure={names[0]}", *(word for word in arguments if "=" in word)]
+    words = [word for word in arguments if "=" in word]
+    if any(word.startswith("figure=") for word in words):
+        raise OptionError("figure", " ".join(words), f"{names[0]} alone")
+    words.insert(0, f"figure={names[0]}")
     words += ["quick=true"] * ("--quick" in arguments)
     config = read_settings(words, config_dir() / "reproduce.yaml")
     report = reproduce(
@@ -57,8 +60,9 @@ def _reproduce(arguments: Sequence[str]) -> None:
 
 
 def _train(arguments: Sequence[str]) -> None:
-    if arguments[:1] in (["-m"], ["--multirun"]):
-        return _sweep(arguments[1:])
+    several = {"-m", "--multirun"}
+    if several & set(arguments):
+        return _sweep([word for word in arguments if word not in several])
     config = compose_run(arguments)
     result = train(config)
     print(f"{_numbers(result)} after {result['steps']} steps; see {config.output}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from typing import Any
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -65,6 +67,7 @@ class TrainConfig:
 
 
 _SCHEMAS = {"train": TrainConfig}
+_HYDRA = threading.RLock()
 
 
 def config_dir() -> Path:
@@ -100,6 +103,18 @@ def _one_sentence(argument: str, got: object) -> Iterator[None]:
         raise OptionError(argument, got, f"a fix: {' '.join(reason.split())}") from error
 
 
+@contextmanager
+def _hydra_of_its_own() -> Iterator[None]:
+    """Hydra has one state a process: a program around this keeps its own, threads take turns."""
+    with _HYDRA:
+        before = GlobalHydra.instance().hydra
+        GlobalHydra.instance().clear()
+        try:
+            yield
+        finally:  # of what may be another object by now
+            GlobalHydra.instance().hydra = before
+
+
 def compose(name: str, overrides: Sequence[str] = ()) -> Any:
     """Composes a config by name from `config_dir`.
 
@@ -116,6 +131,7 @@ def compose(name: str, overrides: Sequence[str] = ()) -> Any:
     """
     with (
         _one_sentence("config", repr(" ".join(overrides))),
+        _hydra_of_its_own(),
         initialize_config_dir(str(config_dir()), version_base=None),
     ):
         for one in _parse(overrides):
@@ -222,11 +238,12 @@ def sweep(overrides: Sequence[str]) -> dict[str, Any]:
             of another config.
     """
     parsed = _parse(overrides)
-    swept = [
-        [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
-        for one in parsed
-        if one.is_sweep_override()
-    ]
+    swept = []
+    for one in (one for one in parsed if one.is_sweep_override()):
+        if not isinstance(one.value(), ChoiceSweep | RangeSweep):
+            needs = "values, such as seed=0,1,2, choice(…) or range(…)"
+            raise OptionError("-m", one.input_line, needs)
+        swept.append([f"{one.get_key_element()}={v}" for v in one.sweep_string_iterator()])
     if not swept:
         raise OptionError("-m", repr(" ".join(overrides)), "a list of values, such as seed=0,1,2")
     fixed = [str(one.input_line) for one in parsed if not one.is_sweep_override()]
@@ -234,6 +251,8 @@ def sweep(overrides: Sequence[str]) -> dict[str, Any]:
     for values in itertools.product(*swept):
         config = compose("train", [*fixed, *values])
         name = ",".join(values).replace("/", "_")
+        if name in configs:
+            raise OptionError("-m", name, "values that name different folders")
         config.output = str(Path(config.output) / name)
         config.resume = bool(checkpoints(config.output))
         if config.resume or finished(config) is not None:

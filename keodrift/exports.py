@@ -33,7 +33,8 @@ def save_network(
 
     Args:
         network: One of `keodrift.networks`, or one of your own with an attribute ``settings``: the
-            keyword arguments it was made with, as JSON can hold them.
+            keyword arguments it was made with, as JSON can hold them. Compiled, it is kept as what
+            was compiled.
         path: The file, by custom ``….safetensors``.
         about: What else the file should say.
 
@@ -48,6 +49,7 @@ def save_network(
         >>> load_network(path).settings["width"]
         8
     """
+    network = getattr(network, "_orig_mod", network)  # what torch.compile has wrapped
     settings = described(network)
     metadata = {**(about or {}), "class": type(network).__qualname__, "settings": settings}
     # Copies: the format refuses weights that two names share.
@@ -106,6 +108,9 @@ def load_network(
         raise OptionError("path", f"a {name} in {path}", needs)
     try:
         network = known[name](**settings)
+        dtypes = {weight.dtype for weight in weights.values() if weight.is_floating_point()}
+        if len(dtypes) == 1:
+            network.to(dtypes.pop())
         network.load_state_dict(weights)
     except (TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from keodrift.errors import RunError
+from keodrift.errors import OptionError, RunError
 
 
 @contextmanager
@@ -47,6 +47,8 @@ def reading(path: str | Path) -> Iterator[None]:
         yield
     except Exception as error:  # what a damaged file makes of its reader has no end
         reason = getattr(error, "strerror", None) or type(error).__name__
+        if isinstance(error, ValueError) and "pickle" in str(error).lower():
+            reason = "it holds Python objects, such as strings of dtype object"
         needs = "put back an intact one, or move it away and run again"
         raise RunError(f"cannot read {path} ({reason}): {needs}.") from error
 
@@ -84,6 +86,35 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         except BaseException:
             Path(draft).unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def claimed(folder: str | Path, argument: str) -> Iterator[None]:
+    """Keeps other processes from writing to a run folder, which is made if needed.
+
+    Args:
+        folder: The folder; whoever has claimed it may claim it again.
+        argument: What it was given as, for errors.
+
+    Raises:
+        OptionError: Another process has claimed it, or it cannot be written to.
+    """
+    from filelock import FileLock, Timeout
+
+    path = Path(folder).resolve() / ".lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, timeout=0, is_singleton=True)
+        lock.acquire()
+    except Timeout as error:
+        got = f"{folder}, where another process is training"
+        raise OptionError(argument, got, "another folder, or patience") from error
+    except OSError as error:
+        raise OptionError(argument, folder, f"a folder to write to: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_json(path: str | Path, value: Any) -> None:

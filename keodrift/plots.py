@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from keodrift.errors import ShapeError
+from keodrift.errors import OptionError, ShapeError
 from keodrift.files import atomic_path
 
 if TYPE_CHECKING:
@@ -42,11 +42,17 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 120) -> Path:
     """Writes a figure atomically; the suffix decides the format.
 
+    Raises:
+        OptionError: The path has no suffix.
+        RunError: The system refused; what was there is kept.
+
     Example:
         >>> import tempfile
         >>> save_figure(new_figure(2, 2)[0], tempfile.mkdtemp() + "/empty.png").name
         'empty.png'
     """
+    if not Path(path).suffix:
+        raise OptionError("path", repr(str(path)), "a suffix that says the format, such as .png")
     with atomic_path(path) as draft:
         figure.savefig(draft, dpi=dpi)
     return Path(path)

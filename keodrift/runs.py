@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
-from filelock import FileLock, Timeout
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -20,7 +17,7 @@ from keodrift.configuration import refuse_change
 from keodrift.drifts import Drift
 from keodrift.errors import ArgumentError, MissingDependencyError, OptionError, RunError
 from keodrift.exports import described, save_network
-from keodrift.files import atomic_path, write_json
+from keodrift.files import atomic_path, claimed, write_json
 from keodrift.tasks import Task
 from keodrift.training import Trainer, grouped_parameters
 
@@ -145,24 +142,6 @@ def prepare(config: Any) -> tuple[Task, Trainer]:
     return task, trainer
 
 
-@contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
-    """Keeps other processes from writing to a run folder."""
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        got = f"{folder}, where another process is training"
-        raise OptionError("output", got, "another folder, or patience") from error
-    except OSError as error:
-        raise OptionError("output", folder, f"a folder to write to: {error.strerror}") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def train(config: Any, prepared: tuple[Task, Trainer] | None = None) -> dict[str, Any]:
     """Runs ``keodrift train`` with a composed config.
 
@@ -180,7 +159,7 @@ def train(config: Any, prepared: tuple[Task, Trainer] | None = None) -> dict[str
     """
     task, trainer = prepared or prepare(config)
     folder = Path(config.output)
-    with _claimed(folder):
+    with claimed(folder, "output"):
         with atomic_path(folder / "config.yaml") as draft:
             OmegaConf.save(config, draft)
         history = trainer.run(config.steps, resume=config.resume)

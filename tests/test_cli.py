@@ -6,10 +6,13 @@ import json
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
 
 import keodrift as kd
 from keodrift import runs
@@ -369,6 +372,8 @@ def test_a_run_of_a_sweep_that_fails_does_not_end_the_others(tmp_path, capsys):
         (["seed=0"], "a list of values"),
         (["seed=0,1", "drift=sinkhorn,magnetic"], "magnetic"),
         (["seed=0,1", "]["], "config"),
+        (["drift=glob(*)"], "such as seed=0,1,2"),
+        (["drift.tau=interval(0.1,1)"], "such as seed=0,1,2"),
     ],
 )
 def test_a_wrong_sweep_ends_in_one_sentence_before_any_run(tmp_path, capsys, overrides, words):
@@ -386,3 +391,26 @@ def test_the_reach_of_a_config_is_that_of_its_data():
     assert drift.reach == kd.reach_for_gaps(target) == task.reach()
     config.drift.reach = 3.0
     assert runs.prepare(config)[1].objective.drifts[0].reach == 3.0
+
+
+def test_multirun_is_asked_for_anywhere_and_two_runs_need_two_folders(tmp_path, capsys):
+    words = ["train", "steps=1", "batch=8", "evaluate_samples=10", f"output={tmp_path}"]
+    assert main([*words, "seed=0,1", "-m"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"seed=0", "seed=1"}
+    words = ["train", "-m", "task=latents", "data=folder", "data.path=a/b.npz,a_b.npz"]
+    assert main(words) == 2
+    assert "values that name different folders" in capsys.readouterr().err
+
+
+def test_a_figure_is_named_once(capsys):
+    assert main(["reproduce", "fig2", "figure=fig1"]) == 2
+    assert "figure: got figure=fig1, needs fig2 alone" in capsys.readouterr().err
+
+
+def test_configs_are_composed_inside_another_hydra_program_and_in_threads():
+    with initialize_config_dir(str(config_dir()), version_base=None):
+        assert compose("train", ["seed=3"]).seed == 3
+        assert hydra_compose("train", ["seed=4"]).seed == 4
+    with ThreadPoolExecutor(4) as pool:
+        seeds = pool.map(lambda seed: compose("train", [f"seed={seed}"]).seed, range(8))
+    assert list(seeds) == list(range(8))

@@ -209,3 +209,11 @@ def test_particles_beside_a_smaller_model_cloud_share_nothing_by_padding(cloud):
     assert kd.self_share(field).tolist() == [0.0] * 4
     same = kd.SinkhornDrift(0.5).fit(x, cloud(1, 6, 2), model=x[:2])
     assert bool((kd.self_share(same)[:2] > 0).all()) and not kd.self_share(same)[2:].any()
+
+
+def test_slopes_are_those_of_full_precision_under_autocast(cloud):
+    x, y = cloud(0, 50, 2, dtype=torch.float32), cloud(1, 50, 2, dtype=torch.float32)
+    field = kd.OneSidedDrift(0.5).fit(x, y)
+    expected = kd.jacobian(field, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(kd.jacobian(field, x), expected)

@@ -120,3 +120,20 @@ def test_weights_that_two_layers_share_are_kept(tmp_path):
     kd.save_network(network, path)
     back = kd.load_network(path, classes=[Tied])
     assert back.again.weight is back.map.weight and torch.equal(back.map.weight, network.map.weight)
+
+
+def test_a_compiled_network_is_kept_as_what_was_compiled(tmp_path):
+    network = MLP(width=8)
+    kd.save_network(torch.compile(network), tmp_path / "network.safetensors")
+    found = kd.load_network(tmp_path / "network.safetensors")
+    assert type(found) is MLP
+    assert torch.equal(found.layers[0].weight, network.layers[0].weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_weights_keep_their_dtype(tmp_path, dtype):
+    network = MLP(width=8).to(dtype)
+    kd.save_network(network, tmp_path / "network.safetensors")
+    found = kd.load_network(tmp_path / "network.safetensors").layers[0].weight
+    assert found.dtype == dtype
+    assert torch.equal(found, network.layers[0].weight)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 import keodrift as kd
 from keodrift.data import Latents, load_digits_latents
-from keodrift.errors import ArgumentError, OptionError
+from keodrift.errors import ArgumentError, OptionError, ShapeError
 from keodrift.metrics import class_wasserstein_squared
 from keodrift.networks import ConditionalMLP
 from keodrift.tasks import Guidance, LatentTask, latent_batches
@@ -125,6 +126,19 @@ def test_a_classifier_reads_samples_and_real_latents_alike(tmp_path):
     assert 0 < result["accuracy_floor"] < 1
     with pytest.raises(OptionError, match="classifier"):
         LatentTask(replace(LATENTS, decode=None), classifier=Brightness())
+
+
+def test_what_decodes_to_other_images_is_told_before_a_training():
+    with pytest.raises(ShapeError, match=r"^decode: got a function to images \(1, 8, 8\)"):
+        LatentTask(replace(LATENTS, decode=lambda z: LATENTS.decode(z)[:, None]))
+
+
+def test_held_out_latents_that_coincide_have_no_variance_to_compare_with(tmp_path):
+    train, labels = torch.randn(20, 2, generator=torch.Generator().manual_seed(0)), [0] * 20
+    latents = Latents.from_arrays(train, labels, test=torch.zeros(3, 2), test_labels=[0] * 3)
+    task = LatentTask(latents, evaluate_samples=10)
+    result = task.judge(ConditionalMLP(noise_dim=2, dim=2, classes=1), [], tmp_path)
+    assert result["w2_relative"] == math.inf and result["w2_squared"] > 0
 
 
 def test_the_judge_averages_over_draws_of_samples_and_of_real_latents(tmp_path):

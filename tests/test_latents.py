@@ -250,3 +250,18 @@ def test_latents_that_do_not_fit_are_refused(change, said):
 def test_two_of_four_are_held_out_and_one_of_three():
     latents = Latents.from_arrays(torch.randn(7, 2), [0, 0, 0, 0, 1, 1, 1])
     assert torch.bincount(latents.test_labels).tolist() == [2, 1]
+
+
+def test_arrays_beside_latents_and_labels_are_not_passed_over(tmp_path):
+    path = tmp_path / "latents.npz"
+    np.savez(path, latents=np.ones((4, 2)), labels=np.array([0, 0, 1, 1]), split=np.zeros(4))
+    with pytest.raises(OptionError, match=r"keys: got split, needs latents and labels alone"):
+        Latents.load(path)
+
+
+def test_labels_that_are_objects_are_said_to_be_some(tmp_path):
+    path = tmp_path / "latents.npz"
+    labels = np.array(["cat", "cat", "dog", "dog"], dtype=object)
+    np.savez(path, latents=np.ones((4, 2)), labels=labels)
+    with pytest.raises(RunError, match="it holds Python objects"):
+        Latents.load(path)

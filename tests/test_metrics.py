@@ -330,3 +330,18 @@ def test_the_frechet_distance_is_that_of_normal_laws(cloud):
     )
     with pytest.raises(ShapeError, match="y: got"):
         frechet_distance(x, y[:, :2])
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-8, 1e6])
+def test_w2_has_no_unit_of_its_own(cloud, scale):
+    x, y = cloud(0, 200, 2), cloud(1, 200, 2)
+    expected = wasserstein_squared(x, y)
+    found = wasserstein_squared(scale * x, scale * y)
+    assert found == pytest.approx(scale**2 * expected, rel=1e-6)
+
+
+def test_without_stray_points_nothing_is_stray():
+    modes = torch.arange(7.0)[:, None]
+    for count in range(1, 60):
+        x = modes[torch.randint(7, (count,), generator=seeded(count))]
+        assert mode_coverage(x, modes, 0.1).stray == 0

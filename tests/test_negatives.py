@@ -11,6 +11,7 @@ from torch import nn
 import keodrift as kd
 from keodrift.errors import OptionError, ShapeError
 from keodrift.training import Batch, Objective, Trainer
+from keodrift.training.negatives import crossed
 
 DRIFT = kd.SinkhornDrift(0.3, tol=1e-8)
 
@@ -135,3 +136,10 @@ def test_crossed_negatives_leave_no_drift_at_equal_laws(negatives, still):
     mean = sum(ratios) / 60
     error = math.sqrt(sum((r - mean) ** 2 for r in ratios) / 59 / 60)
     assert abs(mean) < 4 * error if still else mean < -8 * error
+
+
+def test_crossed_classes_of_a_small_kind_of_integer_stay_apart(cloud):
+    x, y = cloud(0, 8, 2), cloud(1, 8, 2)
+    labels = torch.tensor([0, 128] * 4, dtype=torch.uint8)
+    given = crossed(x, y, {"x_labels": labels, "y_labels": labels})
+    assert given["x_labels"].unique().tolist() == [0, 1, 256, 257]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from keodrift import plots
-from keodrift.errors import ShapeError
+from keodrift.errors import OptionError, ShapeError
 
 
 def cloud(n: int = 12) -> torch.Tensor:
@@ -110,3 +110,9 @@ def test_pyplot_is_left_alone():
     assert matplotlib.rcParams._get("backend") == backend
     if "matplotlib.pyplot" in sys.modules:
         assert sys.modules["matplotlib.pyplot"].get_fignums() == []
+
+
+def test_a_figure_without_a_format_is_refused(tmp_path):
+    with pytest.raises(OptionError, match=r"^path: got .*figure', needs a suffix"):
+        plots.save_figure(plots.new_figure(2, 2)[0], tmp_path / "figure")
+    assert not list(tmp_path.iterdir())

@@ -268,3 +268,17 @@ def test_every_kind_of_negatives_trains_and_resumes_bit_for_bit(
         return trainer
 
     assert_resumes(run, tmp_path, 6)
+
+
+def test_what_would_end_a_planar_training_is_refused_before_it():
+    target = get_target("eight_gaussians")
+    with pytest.raises(OptionError, match=r"^negatives: got 'crossed' for 64 samples and 32 data"):
+        target_batches(MLP(), target, 64, negatives="crossed", data_size=32)
+    network = ConditionalMLP(noise_dim=2, dim=2, classes=8)
+    with pytest.raises(OptionError, match=r"^negatives: got 'crossed' for independent batches"):
+        target_batches(network, target, 64, negatives="crossed")
+    with pytest.raises(OptionError, match=r"^network: got MLP with dim=3"):
+        PlanarTask(target).batches(MLP(dim=3))
+    with pytest.raises(OptionError, match=r"^negatives: got 'crossed' for 8 samples and 16 data"):
+        latents = load_digits_latents(6)
+        latent_batches(ConditionalMLP(dim=6), latents, 8, negatives="crossed", data_per_class=16)

@@ -10,12 +10,22 @@ import resource
 import time
 from random import Random
 
+import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 import keodrift as kd
 from keodrift.data import get_target, load_digits_latents
-from keodrift.errors import ArgumentError, DivergedError, NonFiniteError, OptionError, RunError
+from keodrift.errors import (
+    ArgumentError,
+    DivergedError,
+    DtypeError,
+    NonFiniteError,
+    OptionError,
+    RunError,
+    ShapeError,
+)
 from keodrift.files import atomic_path, write_json
 from keodrift.metrics import wasserstein_squared
 from keodrift.networks import MLP, ConditionalMLP, sample
@@ -89,7 +99,7 @@ def test_a_run_that_dies_between_checkpoints_resumes_from_the_last_one(tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "b" / "metrics.jsonl").open()]
     assert [row["step"] for row in rows] == list(range(1, 21))
     left = {path.name for path in (tmp_path / "b").iterdir()} - {"tensorboard"}
-    assert left == {"checkpoint.pt", "checkpoint_before.pt", "metrics.jsonl"}
+    assert left == {".lock", "checkpoint.pt", "checkpoint_before.pt", "metrics.jsonl"}
 
 
 def test_resume_without_a_checkpoint_begins_and_without_a_folder_is_refused(tmp_path):
@@ -231,12 +241,12 @@ def test_a_folder_that_is_read_only_ends_the_run_by_name(tmp_path, monkeypatch, 
     log = tmp_path / "run" / "metrics.jsonl"
     with pytest.raises(RunError, match=f"^cannot write {log} .Permission denied.: free"):
         trainer(tmp_path / "run").run(1)
-    assert not list(log.parent.iterdir())
+    assert [path.name for path in log.parent.iterdir()] == [".lock"]
 
 
 def test_a_folder_below_a_file_ends_the_run_by_name(tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(RunError, match=f"^cannot write {tmp_path}/file/metrics.jsonl"):
+    with pytest.raises(OptionError, match=f"^folder: got {tmp_path}/file, needs a folder to write"):
         trainer(tmp_path / "file").run(1)
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -641,3 +651,59 @@ def test_layers_that_draw_resume_bit_for_bit_whatever_was_drawn_before(tmp_path)
         return found
 
     assert_same(train(tmp_path / "a", 6), train(tmp_path / "b", 4, 6))
+
+
+def test_a_state_that_no_checkpoint_gives_back_is_refused_before_the_first_step(tmp_path):
+    network = MLP(width=8)
+    optimizer = torch.optim.Adam(network.parameters(), lr=np.float64(1e-3))
+    batches = target_batches(network, get_target("eight_gaussians"), 8)
+    objective = Objective(kd.OneSidedDrift(0.5))
+    made = Trainer(network, batches, objective, optimizer, seeded(), folder=tmp_path / "run")
+    with pytest.raises(ArgumentError, match=r"^optimizer: got a state with numpy.float64 at \["):
+        made.run(2)
+    assert not (tmp_path / "run").exists()
+
+
+class Telling(Objective):
+    def report(self):
+        return {"numpy": np.float32(0.5), "tensor": torch.tensor(2.0)}
+
+
+def test_what_an_objective_reports_is_logged_and_kept_as_numbers(tmp_path):
+    objective = Telling(kd.OneSidedDrift(0.5))
+    trainer(tmp_path, objective=objective).run(2)
+    resumed = trainer(tmp_path, objective=Telling(kd.OneSidedDrift(0.5)))
+    assert resumed.run(3, resume=True)[0]["tensor"] == 2.0
+    assert len(resumed.history) == 3
+
+
+def test_a_mistake_of_evaluate_does_not_lose_the_training(tmp_path):
+    def wrong(network):
+        raise KeyError("score")
+
+    with pytest.raises(KeyError, match="score"):
+        trainer(tmp_path, evaluate=wrong, evaluate_every=5).run(5)
+    resumed = trainer(tmp_path)
+    resumed.run(6, resume=True)
+    assert resumed.step == 6
+
+
+def test_a_network_in_half_precision_is_refused():
+    network = MLP(width=8).bfloat16()
+    batches = target_batches(network, get_target("eight_gaussians"), 8)
+    optimizer = torch.optim.Adam(network.parameters())
+    with pytest.raises(DtypeError, match=r"^network: got weights in torch.bfloat16, .*precision="):
+        Trainer(network, batches, Objective(kd.OneSidedDrift(0.5)), optimizer, seeded())
+
+
+def test_samples_that_are_images_are_told_to_be_flattened():
+    x = torch.zeros(4, 3, 2, 2, requires_grad=True)
+    with pytest.raises(ShapeError, match=r"^x: got samples of shape \(4, 3, 2, 2\), .*flatten"):
+        Objective(kd.OneSidedDrift(0.5))(x, Batch((), torch.ones(4, 3, 2, 2)))
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(tmp_path):
+    other = FileLock(tmp_path / ".lock")
+    with other, pytest.raises(OptionError, match=r"^folder: got .*another process is training"):
+        trainer(tmp_path).run(1)
+    trainer(tmp_path).run(1)

@@ -270,3 +270,13 @@ def test_what_is_refused(few, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="cannot write"):
         image_classifier(few, cache=tmp_path / "file", **QUIET)
+
+
+def test_what_is_kept_in_a_folder_that_is_read_only_is_read(tmp_path, monkeypatch):
+    made = cached("x", "key", tmp_path, lambda: {"x": torch.ones(2)})
+
+    def refuse(path):
+        raise PermissionError(path)
+
+    monkeypatch.setattr("keodrift.vision.cached.FileLock", refuse)
+    assert torch.equal(cached("x", "key", tmp_path, dict)["x"], made["x"])

@@ -58,9 +58,9 @@ class Latents:
             "test": (self.test, self.test_labels),
         }
         for name, (points, labels) in parts.items():
-            if not points.is_floating_point() or labels.dtype != torch.int64:
+            if points.dtype != torch.float32 or labels.dtype != torch.int64:
                 got = f"{points.dtype} with {labels.dtype} labels"
-                raise DtypeError(name, got, "floating point with int64 labels")
+                raise DtypeError(name, got, "float32 with int64 labels; from_arrays converts")
             if points.dim() != 2 or points.shape[1:] != self.train.shape[1:] or not len(points):
                 raise ShapeError(name, f"shape {tuple(points.shape)}", "(n, d), as in train")
             if labels.shape != points.shape[:1]:

@@ -121,6 +121,9 @@ def _rows(latents: Path, labels: Path | None) -> Parts:
 def _archive(path: Path) -> tuple[Tensor, np.ndarray]:
     arrays = read_npz(path)
     if {"latents", "labels"} <= arrays.keys():
+        if more := sorted(arrays.keys() - {"latents", "labels"}):
+            needs = "latents and labels alone; a split is two files, train.npz and test.npz"
+            raise OptionError("keys", ", ".join(more), needs)
         z = as_points("latents", arrays["latents"])
         return z, as_labels("labels", arrays["labels"], z)
     if not arrays:

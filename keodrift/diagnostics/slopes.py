@@ -12,6 +12,7 @@ from torch import Tensor
 
 from keodrift.checks import check_cloud
 from keodrift.errors import ShapeError
+from keodrift.reductions.precision import full_precision
 
 VectorField = Callable[[Tensor], Tensor]
 POINTS = 256  # at a time: a graph may hold all their pairs with the clouds of the field
@@ -83,7 +84,7 @@ def expansion(field: VectorField, z: Tensor) -> Tensor:
 
 
 def _jacobian(field: VectorField, z: Tensor) -> Tensor:
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), full_precision(z.device.type):
         z = z.detach().clone().requires_grad_()
         v = field(z)
         if v.shape != z.shape:

@@ -69,6 +69,6 @@ def mode_coverage(x: Tensor, modes: Tensor, radius: float) -> ModeCoverage:
     return ModeCoverage(
         masses=masses,
         nearest=torch.bincount(mode, minlength=len(modes)) / len(x),
-        stray=float(1 - masses.sum().clamp(max=1)),
+        stray=float(len(x) - counts.sum()) / len(x),
         covered=int((masses >= 0.5 / len(modes)).sum()),
     )

@@ -98,9 +98,25 @@ def image_features(latents: Tensor, decode: Map, features: Map) -> Tensor:
     """
     parts = []
     for batch in latents.split(BATCH):
-        images = _checked("decoder", batch, decode(batch), "…")
-        parts.append(_checked("features", images, features(images), "f"))
+        images = decoded(batch, decode)
+        # Functions may answer on a device of their own; what is compared lies with the latents.
+        parts.append(_checked("features", images, features(images), "f").to(latents.device))
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def decoded(latents: Tensor, decode: Map) -> Tensor:
+    """The images of some latents, ``(n, …)``.
+
+    Raises:
+        DtypeError: The function gives something else than a floating-point tensor.
+        ShapeError: It does not give one image a latent.
+
+    Example:
+        >>> decoded(torch.zeros(3, 4), lambda z: z.unflatten(1, (2, 2))).shape
+        torch.Size([3, 2, 2])
+    """
+    return _checked("decoder", latents, decode(latents), "…")
 
 
 def _checked(name: str, given: Tensor, made: Any, rest: str) -> Tensor:

@@ -10,7 +10,14 @@ from keodrift.data import Latents
 from keodrift.errors import OptionError
 from keodrift.sampling import Systematic, neighbour_order
 from keodrift.tasks.guidance import Guidance, GuidedBatches
-from keodrift.tasks.sources import BalancedBatches, labelled, network_inputs, thinned, with_fresh
+from keodrift.tasks.sources import (
+    BalancedBatches,
+    labelled,
+    network_inputs,
+    refuse_uncrossed,
+    thinned,
+    with_fresh,
+)
 from keodrift.training import NEGATIVES, Batch, BatchSource
 
 
@@ -55,6 +62,7 @@ def latent_batches(
     check_choice("negatives", negatives, NEGATIVES)
     drawn = per_class if data_per_class is None else data_per_class
     check_positive("data_per_class", drawn, integer=True)
+    refuse_uncrossed(negatives, per_class, drawn)
     if guidance is not None:
         if not getattr(network, "guidance_dim", 0):
             raise OptionError("guidance", guidance, "a network with guidance (guidance_dim > 0)")

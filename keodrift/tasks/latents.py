@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from keodrift import plots
 from keodrift.checks import check_positive
 from keodrift.data import Latents
-from keodrift.errors import OptionError
+from keodrift.errors import OptionError, ShapeError
 from keodrift.exports import KNOWN
 from keodrift.files import atomic_path
 from keodrift.metrics import (
@@ -28,7 +29,15 @@ from keodrift.metrics import (
 from keodrift.metrics.clouds import by_class
 from keodrift.networks import sample
 from keodrift.tasks.guidance import Guidance
-from keodrift.tasks.images import Map, decoded_odds, image_features, imported, readings, shown
+from keodrift.tasks.images import (
+    Map,
+    decoded,
+    decoded_odds,
+    image_features,
+    imported,
+    readings,
+    shown,
+)
 from keodrift.tasks.latent_batches import latent_batches
 from keodrift.tasks.task import Task, check_count
 from keodrift.training import BatchSource
@@ -87,7 +96,9 @@ class LatentTask(Task):
         check_positive("judge_draws", self.judge_draws, integer=True)
         if self.decoder is not None:
             decode = imported("decoder", self.decoder)
-            object.__setattr__(self, "latents", replace(self.latents, decode=decode))
+            shape = decoded(self.latents.test[:2], decode).shape[1:]
+            latents = replace(self.latents, decode=decode, image_shape=tuple(shape))
+            object.__setattr__(self, "latents", latents)
         for name, judge in (("classifier", self.classifier), ("features", self.features)):
             if judge is not None and self.latents.decode is None:
                 raise OptionError(name, "latents without decode", "a decoder, or None")
@@ -96,6 +107,11 @@ class LatentTask(Task):
                 got = f"one held-out latent of class {self.latents.class_names[k]!r}"
                 raise OptionError("latents", got, "two or more of every class to judge by")
         # Now, rather than after the training.
+        if self.latents.decode is not None and self.latents.image_shape is not None:
+            made = tuple(decoded(self.latents.test[:2], self.latents.decode).shape[1:])
+            if made != tuple(self.latents.image_shape):
+                got = f"a function to images {made}"
+                raise ShapeError("decode", got, f"one to image_shape, {self.latents.image_shape}")
         if self.features is not None:
             object.__setattr__(self, "features", imported("features", self.features))
             self._features(self.latents.test[:2])
@@ -222,7 +238,7 @@ class LatentTask(Task):
         sizes = {k: float(self.latents.of_class(k, test=True).double().var(0).sum()) for k in w2}
         measures = {
             "w2_squared": w2,
-            "w2_relative": {k: w2[k] / sizes[k] for k in w2},
+            "w2_relative": {k: w2[k] / sizes[k] if sizes[k] else math.inf for k in w2},
             "latent_frechet": by_class(frechet_distance, *clouds, least=2),
             "variance_ratio": class_variance_ratio(*clouds),
             "nearest_neighbour": class_nearest_neighbour_test(*clouds),

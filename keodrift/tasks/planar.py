@@ -16,6 +16,7 @@ from keodrift import plots
 from keodrift.checks import check_choice, check_positive
 from keodrift.data import Target
 from keodrift.errors import OptionError
+from keodrift.exports import KNOWN
 from keodrift.files import atomic_path
 from keodrift.metrics import (
     mode_coverage,
@@ -25,7 +26,7 @@ from keodrift.metrics import (
 )
 from keodrift.networks import ConditionalMLP, draw_noise, sample
 from keodrift.sampling import Pool
-from keodrift.tasks.sources import BalancedBatches, labelled, thinned, with_fresh
+from keodrift.tasks.sources import BalancedBatches, labelled, refuse_uncrossed, thinned, with_fresh
 from keodrift.tasks.task import Task
 from keodrift.training import NEGATIVES, Batch, BatchSource
 
@@ -73,8 +74,12 @@ def target_batches(
     if classes not in (None, modes):
         needs = f"one class a mode; {target.name} has {modes} modes"
         raise OptionError("network", f"{classes} classes", needs)
+    refuse_uncrossed(negatives, size, drawn)
     if balanced:
         return _balanced(network, target, (size, drawn), negatives, classes is not None)
+    if negatives == "crossed" and classes is not None:
+        needs = "'fresh', or balanced batches: of a class drawn by chance there may be a single one"
+        raise OptionError("negatives", "'crossed' for independent batches of classes", needs)
 
     def draw(generator: torch.Generator) -> Batch:
         inputs: tuple[Tensor, ...] = (draw_noise(network, size, generator),)
@@ -139,7 +144,13 @@ class PlanarTask(Task):
         return {"noise_dim": 2, "dim": 2, "classes": modes, "guidance_dim": 0}
 
     def batches(self, network: nn.Module) -> BatchSource:
-        """What trains a network; see `target_batches`."""
+        """What trains a network; see `target_batches`.
+
+        Raises:
+            OptionError: A network of this library makes something else than points in the plane.
+        """
+        if isinstance(network, KNOWN) and network.dim != 2:
+            raise OptionError("network", f"{type(network).__name__} with dim={network.dim}", "2")
         return target_batches(
             network,
             self.target,

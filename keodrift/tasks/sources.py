@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from keodrift.errors import ShapeError
+from keodrift.errors import OptionError, ShapeError
 from keodrift.networks import draw_noise
 from keodrift.sampling import Pool, Systematic
 from keodrift.training import Batch
@@ -79,6 +79,17 @@ def with_fresh(batch: Batch, network: nn.Module, generator: torch.Generator) -> 
     drawn = network_inputs(network, len(batch.data), generator, labels, balanced=batch.balanced)
     options = batch.options if labels is None else {**batch.options, "model_labels": labels}
     return replace(batch, model_inputs=drawn, options=options)
+
+
+def refuse_uncrossed(negatives: str, samples: int, data: int) -> None:
+    """Refuses halves that would meet other numbers of data than they have repellers.
+
+    Raises:
+        OptionError: They are crossed, and there are not as many data as samples.
+    """
+    if negatives == "crossed" and samples != data:
+        got = f"'crossed' for {samples} samples and {data} data"
+        raise OptionError("negatives", got, "as many data as samples, or 'fresh'")
 
 
 class BalancedBatches:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from keodrift.checks import check_choice, check_positive
 from keodrift.drifts import Drift
-from keodrift.errors import ArgumentError, DivergedError, OptionError, RunError
+from keodrift.errors import ArgumentError, DivergedError, DtypeError, OptionError, RunError
+from keodrift.files import claimed
 from keodrift.training.batches import Batch, BatchSource
 from keodrift.training.log import Log, Reporting
 from keodrift.training.objective import check_samples
@@ -60,7 +61,8 @@ class Trainer:
         state: All that the run has become: network, optimiser, step; see `TrainingState`.
 
     Raises:
-        ArgumentError: A number is out of range, the precision unknown, or the objective a drift.
+        ArgumentError: A number is out of range, the precision unknown, the objective a drift, or
+            the network in half precision.
 
     Reference:
         Deng et al., the drifting loss; EMA weights as in the MNIST protocol of Sinkhorn drifting.
@@ -107,6 +109,10 @@ class Trainer:
         check_positive("evaluate_every", evaluate_every, integer=True)
         check_positive("log_every", log_every, integer=True)
         check_positive("checkpoint_every", checkpoint_every, integer=True)
+        for weight in network.parameters():
+            if weight.dtype in (torch.float16, torch.bfloat16):
+                needs = "weights in float32, whose average moves; precision='bfloat16' is as fast"
+                raise DtypeError("network", f"weights in {weight.dtype}", needs)
         self.objective, self.clip, self.precision = objective, clip, precision
         self.evaluate, self.evaluate_every = evaluate, evaluate_every
         self.log_every, self.checkpoint_every = log_every, checkpoint_every
@@ -141,8 +147,8 @@ class Trainer:
         """Refuses what `run` cannot do, before anything is written.
 
         Raises:
-            ArgumentError: ``steps`` is not a positive integer, ``resume`` has no folder, or the
-                folder holds the checkpoint of another run.
+            ArgumentError: ``steps`` is not a positive integer, ``resume`` has no folder, the folder
+                holds the checkpoint of another run, or a state that no checkpoint gives back.
         """
         check_positive("steps", steps, integer=True)
         if self.folder is None:
@@ -151,6 +157,8 @@ class Trainer:
         elif not resume and self.step == 0 and checkpoints(self.folder):
             got = f"{self.folder}, which holds a checkpoint"
             raise OptionError("folder", got, "resume=True, or another folder")
+        else:
+            self.state.check_kept()
 
     def run(self, steps: int, *, resume: bool = False) -> list[dict[str, float]]:
         """Trains until ``steps`` steps are done in all.
@@ -173,10 +181,11 @@ class Trainer:
             state.resume(self.folder)
         begun = time.perf_counter() - state.seconds
         with (
+            nullcontext() if self.folder is None else claimed(self.folder, "folder"),
             Log(
                 state.history, self.folder, start=state.step, steps=steps, progress=self.progress
             ) as log,
-            own_draws(state.generator) as seed_draws,
+            own_draws(state.generator, state.network) as seed_draws,
         ):
             while state.step < steps:
                 seed_draws(state.step)
@@ -192,13 +201,16 @@ class Trainer:
                     if evaluates or last or state.step % self.log_every == 0:
                         log.write(self._row(loss, gradient, evaluates))
                     if last or state.step % self.checkpoint_every == 0:
-                        if self.folder is None:
-                            state.check_finite()
-                        else:
-                            state.save(self.folder / "checkpoint.pt")
+                        self._keep()
                 except DivergedError as error:
                     raise self._kept(error, batch) from error
         return state.history
+
+    def _keep(self) -> None:
+        if self.folder is None:
+            self.state.check_finite()
+        else:
+            self.state.save(self.folder / "checkpoint.pt")
 
     def _kept(self, error: DivergedError, batch: Batch) -> DivergedError:
         """The error to tell, and where the batch behind it is."""
@@ -255,7 +267,13 @@ class Trainer:
     def _row(self, loss: Tensor, gradient: Tensor, evaluates: bool) -> dict[str, float]:
         row: dict[str, float] = {"step": self.step, "loss": float(loss)}
         if evaluates and self.evaluate is not None:
-            row |= {name: float(value) for name, value in self.evaluate(self.average).items()}
+            try:
+                row |= {name: float(value) for name, value in self.evaluate(self.average).items()}
+            except DivergedError:
+                raise
+            except Exception:  # a mistake there is no reason to lose what was trained
+                self._keep()
+                raise
         row["gradient_norm"] = float(gradient)
         weights, averaged = (
             nn.utils.parameters_to_vector(network.parameters())
@@ -263,6 +281,9 @@ class Trainer:
         )
         length = weights.norm().clamp_min(torch.finfo(weights.dtype).tiny)
         row["average_distance"] = float((averaged - weights).norm() / length)
-        row |= self.objective.report() if isinstance(self.objective, Reporting) else {}
+        told: Mapping[str, float] = (
+            self.objective.report() if isinstance(self.objective, Reporting) else {}
+        )
+        row |= {name: float(value) for name, value in told.items()}
         row["seconds"] = round(self.state.seconds, 3)
         return row

@@ -65,6 +65,7 @@ def crossed(x: Tensor, y: Tensor, options: Mapping[str, Any]) -> dict[str, Any]:
         _one_class(z) if options.get(name) is None else options[name]
         for z, name in ((x, "x_labels"), (y, "y_labels"))
     ]
+    labels = [own.long() for own in labels]  # two classes of each fit into no smaller kind
     counts, ranks = zip(*map(_ranks, labels), strict=True)
     if any(len(z) != len(own) for z, own in zip((x, y), labels, strict=True)) or not all(
         torch.equal(*parts) for parts in zip(*counts, strict=True)
@@ -85,7 +86,7 @@ def crossed(x: Tensor, y: Tensor, options: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("x_weights") is not None:
         given["model_weights"] = given["x_weights"]
     if given.get("negative_labels") is not None:
-        own = 2 * given["negative_labels"]
+        own = 2 * given["negative_labels"].long()
         given["negative_labels"] = torch.cat([own, own + 1])
         for name in ("negatives", "negative_weights"):
             if given.get(name) is not None:

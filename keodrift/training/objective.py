@@ -10,7 +10,7 @@ from torch import Tensor
 
 from keodrift.checks import check_choice, check_cloud
 from keodrift.drifts import Drift
-from keodrift.errors import DivergedError, NonFiniteError, OptionError
+from keodrift.errors import DivergedError, NonFiniteError, OptionError, ShapeError
 from keodrift.fields import worst
 from keodrift.loss import drift_loss
 from keodrift.training.batches import Batch
@@ -149,3 +149,5 @@ def check_samples(x: Tensor) -> None:
         check_cloud("x", x)
     except NonFiniteError as error:
         raise DivergedError(f"samples hold {error.got}") from error
+    if x.dim() != 2:
+        raise ShapeError("x", f"samples of shape {tuple(x.shape)}", "(N, d): flatten images")

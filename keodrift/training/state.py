@@ -32,23 +32,24 @@ def average_of(network: nn.Module, ema: float) -> AveragedModel:
 
 
 @contextmanager
-def own_draws(generator: torch.Generator) -> Iterator[Callable[[int], None]]:
+def own_draws(generator: torch.Generator, network: nn.Module) -> Iterator[Callable[[int], None]]:
     """Lets torch's own random state be seeded by that of a run, and restores it afterwards.
 
-    Layers such as dropout take no generator. Yields what seeds them for a step.
+    Layers such as dropout take no generator, and draw where the network lives. Yields what seeds
+    them for a step.
     """
-    device = generator.device
-    cuda = device.type == "cuda" and torch.cuda.is_available()
+    lives = {weight.device for weight in network.parameters()} | {generator.device}
+    devices = [device for device in lives if device.type == "cuda"]
 
     def seed(step: int) -> None:
         word = (generator.initial_seed() + 0x9E3779B97F4A7C15 * (step + 1)) % 2**63
         # torch.manual_seed would reseed every GPU.
         torch.default_generator.manual_seed(word)
-        if cuda:
+        for device in devices:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(word)
 
-    with torch.random.fork_rng([device] if cuda else []):
+    with torch.random.fork_rng(devices):
         yield seed
 
 
@@ -119,9 +120,11 @@ class TrainingState:
 
         Raises:
             DivergedError: The network's weights are not finite; earlier checkpoints stay.
+            ArgumentError: As `check_kept`; earlier checkpoints stay.
             RunError: It cannot be written; earlier checkpoints stay.
         """
         self.check_finite()
+        self.check_kept()
         saved = {
             "parts": self._parts(),
             "generator": self.generator.get_state(),
@@ -154,6 +157,23 @@ class TrainingState:
         }
         with atomic_path(path) as draft:
             _write(draft, saved)
+
+    def check_kept(self) -> None:
+        """Refuses states that a checkpoint could hold, but not give back.
+
+        Raises:
+            ArgumentError: One holds more than tensors, numbers, strings and containers of them.
+        """
+        for name, state in self._parts().items():
+            buffer = io.BytesIO()
+            try:
+                torch.save(state, buffer)
+                buffer.seek(0)
+                torch.load(buffer, map_location="cpu", weights_only=True)
+            except Exception as error:  # of pickle, or of what is pickled
+                got = f"a state with {_stranger(state) or error}"
+                needs = "tensors, numbers and strings of Python, and containers of them"
+                raise ArgumentError(name, got, needs) from error
 
     def check_finite(self) -> None:
         """Refuses weights that are not finite.
@@ -215,6 +235,20 @@ class TrainingState:
         self.step, self.seconds, self.history = (
             saved[name] for name in ("step", "seconds", "history")
         )
+
+
+_PLAIN = bool, int, float, complex, str, bytes
+
+
+def _stranger(state: Any, path: str = "") -> str | None:
+    """The first thing in a state that no checkpoint gives back, and where it is."""
+    if isinstance(state, dict | list | tuple):
+        pairs = state.items() if isinstance(state, dict) else enumerate(state)
+        found = (_stranger(value, f"{path}[{key!r}]") for key, value in pairs)
+        return next(filter(None, found), None)
+    if state is None or torch.is_tensor(state) or type(state) in _PLAIN:
+        return None
+    return f"{type(state).__module__}.{type(state).__qualname__} at {path}"
 
 
 def _write(path: Path, value: Any) -> None:

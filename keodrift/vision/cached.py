@@ -51,6 +51,8 @@ def cached(
 ) -> dict[str, Tensor]:
     """Tensors from their file, or made and kept there; of two processes, one makes them."""
     path = cache_folder(cache) / f"{name}-{key[:20]}.safetensors"
+    if path.exists() and (kept := _intact(path)) is not None:
+        return kept  # from a folder that may be read-only
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_suffix(".lock"))
