@@ -24,6 +24,7 @@ from keodrift.tasks import target_batches
 from keodrift.training import Objective, Trainer
 from keodrift.transport import EntropicProblem, Sinkhorn, zero
 from keodrift.transport.clusters import cluster
+from keodrift.vision.classifier import _blurred, _shifted
 
 
 @pytest.fixture(autouse=True)
@@ -279,3 +280,13 @@ def test_keops_works_on_its_own_stream_and_streams_wait_for_each_other(monkeypat
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: default)
     on_keops_stream(lambda: done.append("call"), DEVICE)
     assert done == ["in cuda:0", "call", "out"]
+
+
+def test_images_are_shifted_and_blurred_where_they_live(device):
+    images = torch.rand(5, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def augmented(images: Tensor) -> Tensor:
+        draws = torch.Generator().manual_seed(1)
+        return _blurred(_shifted(images, draws), draws)
+
+    same(augmented(images.to(DEVICE)), augmented(images), "images")

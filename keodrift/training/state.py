@@ -39,7 +39,7 @@ def own_draws(generator: torch.Generator, network: nn.Module) -> Iterator[Callab
     them for a step.
     """
     lives = {weight.device for weight in network.parameters()} | {generator.device}
-    devices = [device for device in lives if device.type == "cuda"]
+    devices = [one for one in lives if one.type == "cuda" and torch.cuda.is_available()]
 
     def seed(step: int) -> None:
         word = (generator.initial_seed() + 0x9E3779B97F4A7C15 * (step + 1)) % 2**63

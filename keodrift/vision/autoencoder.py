@@ -113,8 +113,10 @@ class ConvAutoencoder(Fittable):
     def loss(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Cross-entropy of pixels ``(n, H, W)``, and by its weight that of classes ``(n,)``."""
         latents = self.encode(images)
-        noise = torch.randn(latents.shape, generator=generator, dtype=latents.dtype)
-        latents = latents + self.noise * noise
+        noise = torch.randn(
+            latents.shape, generator=generator, device=generator.device, dtype=latents.dtype
+        )
+        latents = latents + self.noise * noise.to(latents.device)
         loss = nn.functional.binary_cross_entropy_with_logits(self._logits(latents), images)
         if self.class_weight:
             loss = loss + self.class_weight * nn.functional.cross_entropy(

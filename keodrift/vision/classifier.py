@@ -85,15 +85,18 @@ def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
     n, height, width = images.shape
     reach = min(height, width) // SHIFT
     padded = nn.functional.pad(images, (reach,) * 4)
-    down, right = torch.randint(2 * reach + 1, (2, n, 1), generator=generator)
-    rows, columns = down + torch.arange(height), right + torch.arange(width)
-    return padded[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    moved = torch.randint(2 * reach + 1, (2, n, 1), generator=generator, device=generator.device)
+    down, right = moved.to(images.device)
+    own, rows, columns = (torch.arange(k, device=images.device) for k in (n, height, width))
+    rows, columns = down + rows, right + columns
+    return padded[own[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 def _blurred(images: Tensor, generator: torch.Generator) -> Tensor:
     smooth = nn.functional.avg_pool2d(images.unsqueeze(1), 3, 1, 1).squeeze(1)
-    share = torch.rand(len(images), 1, 1, generator=generator, dtype=images.dtype)
-    return images.lerp(smooth, share)
+    shape = len(images), 1, 1
+    share = torch.rand(shape, generator=generator, device=generator.device, dtype=images.dtype)
+    return images.lerp(smooth, share.to(images.device))
 
 
 @torch.no_grad()

@@ -84,7 +84,8 @@ def fit(
     with tqdm(total=epochs * count, desc=type(network).__name__, disable=not progress) as bar:
         for _ in range(epochs):
             for chosen in torch.randperm(len(images), generator=generator).split(size)[:count]:
-                loss = network.loss(to_unit(images[chosen]), labels[chosen], generator)
+                some, classes = images[chosen.to(images.device)], labels[chosen.to(labels.device)]
+                loss = network.loss(to_unit(some), classes, generator)
                 if not torch.isfinite(loss):
                     raise DivergedError("the loss is NaN or infinite", bar.n)
                 optimizer.zero_grad()
