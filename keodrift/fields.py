@@ -219,12 +219,13 @@ class RowMasses:
         # A row holds no more than the mass of all, 1 where no cost is negative. So only points of
         # next to no weight, or beside data far from all particles, are above the number of pairs.
         n, masses = field.particles.shape[-2], []
+        share = self.share.clone()  # a tensor made in inference mode cannot enter a graph
         sides = ((data, field.data), (model, field.model))
         for (kernel, side), guess in zip(sides, guesses, strict=True):
             mass = kernel.log_mass(side.bias, guess)
             mass = mass.masked_fill(torch.isneginf(mass), 0)  # a row without atoms pulls nowhere
             most = math.log(n * side.points.shape[-2])
-            masses.append((self.share * mass).clamp(max=most).exp())
+            masses.append((share * mass).clamp(max=most).exp())
         return masses[0], masses[1]
 
 

@@ -517,6 +517,28 @@ def test_calls_work_in_inference_mode(call):
         assert torch.equal(got, expected)
 
 
+@pytest.mark.parametrize(
+    "drift",
+    [
+        SINKHORN,
+        kd.SinkhornDrift(0.5, reach=1.0, masses="gradient"),
+        kd.SlicedWassersteinDrift(directions=4),
+        kd.OneSidedDrift(0.5, cost="euclidean"),
+    ],
+    ids=str,
+)
+def test_a_field_of_inference_mode_can_be_differentiated_outside_of_it(drift):
+    def slope(field):
+        z = X.clone().requires_grad_()
+        field(z).square().sum().backward()
+        return z.grad
+
+    expected = slope(drift.fit(X, Y))
+    with torch.inference_mode():
+        field = drift.fit(X.clone(), Y.clone())
+    torch.testing.assert_close(slope(field), expected)
+
+
 def test_drifts_and_fields_can_be_pickled():
     """Worker processes get their drift this way."""
     drift = pickle.loads(pickle.dumps(SINKHORN))

@@ -197,3 +197,15 @@ def test_more_points_than_torch_draws_from(cloud, monkeypatch):
     assert 20 < len(masses) <= 30
     torch.testing.assert_close(masses.sum(), weights.sum())
     torch.testing.assert_close(masses @ centres, weights @ points)
+
+
+@pytest.mark.parametrize("reach", [None, 2.0])
+def test_many_small_problems_are_begun_some_at_a_time(cloud, resized, reach):
+    x, y, a = cloud(0, 2, 5, 30, 2), cloud(1, 2, 5, 40, 2), weights_of(30, 0).expand(2, 5, 30)
+    tau = torch.linspace(0.02, 1, 10, dtype=torch.float64).reshape(2, 5)
+    problem = EntropicProblem(x, y, a, uniform(40).expand(2, 5, 40), squared, tau, reach=reach)
+    expected = newton(problem, torch.zeros(2, 5, 40, dtype=torch.float64), tol=1e-9)
+    resized(held=3 * 30 * 40)
+    found = newton(problem, torch.zeros(2, 5, 40, dtype=torch.float64), tol=1e-9)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)

@@ -51,13 +51,16 @@ class SlicedField(Field):
         clouds = self.clouds
         at = clouds.x if z is None else check_queries("z", z, clouds.x)
         total = torch.zeros_like(at, dtype=torch.float64)
-        for some in self.directions.split(self.chunk):
-            lines = [
-                (points.double() @ some.T).mT.contiguous() for points in (at, clouds.z, clouds.y)
-            ]
+        # Copies, because tensors made in inference mode cannot enter a graph.
+        model, data, of_model, of_data, directions = (
+            tensor.clone() if at.requires_grad else tensor
+            for tensor in (clouds.z, clouds.y, clouds.c, clouds.b, self.directions)
+        )
+        for some in directions.split(self.chunk):
+            lines = [(points.double() @ some.T).mT.contiguous() for points in (at, model, data)]
             c, b = (
                 weights.unsqueeze(-2).expand(line.shape)
-                for weights, line in ((clouds.c, lines[1]), (clouds.b, lines[2]))
+                for weights, line in ((of_model, lines[1]), (of_data, lines[2]))
             )
             total = total + monotone_shift(lines[0], lines[1], c, lines[2], b).mT @ some
         return saturated(total / len(self.directions), clouds.dtype if z is None else z.dtype)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from keodrift.reductions import all_costs
+from keodrift.reductions.sizes import sizes
 from keodrift.transport.marginals import Marginals
 from keodrift.transport.problem import EntropicProblem
 
@@ -28,14 +29,22 @@ def newton(problem: EntropicProblem, g: Tensor, *, tol: float) -> tuple[Tensor, 
     """Potentials ``(g, f)`` in units of τ from a start ``g``, to ``tol`` where that is reached.
 
     A step that would lower the dual is shortened by a larger ridge, with which it becomes a damped
-    half-step. So the answer is never worse than the start. Problems of a batch step together, each
-    with its own ridge.
+    half-step. So the answer is never worse than the start. Problems of a batch step together, as
+    many as memory should hold, each with its own ridge.
 
     Args:
         problem: What to couple; a mask is not seen.
         g: First potential on y, ``(…, M)``.
         tol: L1 error of the column marginal that is enough.
     """
+    n, m = problem.a.shape[-1], problem.b.shape[-1]
+    together = max(1, sizes(g.device.type).held // (n * m))
+    if problem.count > together:
+        starts = g.reshape(-1, m).split(together)
+        parts = zip(problem.parts(together), starts, strict=True)
+        potentials = zip(*(newton(*part, tol=tol) for part in parts), strict=True)
+        on_y, on_x = (torch.cat(found) for found in potentials)
+        return on_y.reshape(problem.b.shape), on_x.reshape(problem.a.shape)
     a, b, held = problem.a, problem.b, problem.marginals
     tau = torch.as_tensor(problem.tau, dtype=torch.float64, device=b.device)[..., None, None]
     exponent = -all_costs(problem.x.double(), problem.y.double(), problem.cost) / tau

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -163,6 +166,27 @@ class EntropicProblem:
     def at(self, tau: float | Tensor) -> EntropicProblem:
         """The clouds at another temperature, without mask."""
         return replace(self, tau=tau, masked=False, backend=self._light)
+
+    @property
+    def count(self) -> int:
+        """How many problems a batch holds."""
+        return math.prod(self.a.shape[:-1])
+
+    def parts(self, most: int) -> Iterator[EntropicProblem]:
+        """The problems of a batch without its axes, at most so many at a time."""
+        batch = self.a.shape[:-1]
+
+        def split(value: Any) -> Sequence[Any]:
+            if value is None:
+                return [None] * -(-self.count // most)
+            z = torch.as_tensor(value, dtype=torch.float64, device=self.b.device).expand(batch)
+            return z.reshape(-1).split(most)
+
+        clouds = [z.reshape(-1, *z.shape[-2:]).split(most) for z in (self.x, self.y)]
+        weights = [z.reshape(-1, z.shape[-1]).split(most) for z in (self.a, self.b)]
+        rest = zip(*clouds, *weights, split(self.tau), split(self.reach), strict=True)
+        for x, y, a, b, tau, reach in rest:
+            yield replace(self, x=x, y=y, a=a, b=b, tau=tau, reach=reach)
 
     def coarsened(self, clusters: int, find: Clusters) -> EntropicProblem:
         """The same problem between at most so many clusters, without mask."""
