@@ -99,7 +99,7 @@ def tau_for_neighbours(
         rtol: Relative error of that number at which the search ends.
 
     Returns:
-        τ, in the unit of the drift's cost.
+        τ, in the unit of the drift's cost, or in mean costs for one that is relative.
 
     Raises:
         ArgumentError: ``neighbours`` is not between 1 and M, no temperature has it, or a cloud is

@@ -22,6 +22,7 @@ from keodrift.reductions import ENGINES, Cells, Tiled, choose_backend, gibbs_ker
 from keodrift.reductions.blocks import weighted_sums
 from keodrift.reductions.engines.cells import kernel as cells
 from keodrift.reductions.engines.keops import kernel as keops
+from keodrift.reductions.engines.keops.kernel import Keops
 
 STORED = ["dense", "tiled"]
 RHOS = [1e-3, 1.0, 1e3]
@@ -600,3 +601,16 @@ def test_a_streaming_engine_that_does_not_fit_advises_fewer_points(monkeypatch, 
     monkeypatch.setattr(kernel, "_stable_log_sum", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         kernel.log_mass(torch.zeros(8))
+
+
+def test_what_is_compiled_ahead_is_what_a_fit_of_a_cost_written_by_hand_takes(keops, monkeypatch):
+    seen = []
+    made = Keops.kernel
+
+    def watched(self, frame, batch):
+        seen.append(frame.cost)
+        return made(self, frame, batch)
+
+    monkeypatch.setattr(Keops, "kernel", watched)
+    kd.warmup(2, cost=lambda x, y: ((x - y) ** 2).sum(-1), progress=False)
+    assert seen[-1].curvature == 2.0

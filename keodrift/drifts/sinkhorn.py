@@ -59,7 +59,8 @@ class SinkhornDrift(SoftmaxDrift):
             where the field is small: late in a training, or at modes that hold less than ``tol``.
         drift_tol: Goes on, by quarters of ``tol``, until the field changes by no more than this
             share of itself (L2, over all particles of a problem). By default None: ``tol`` decides.
-        max_half_steps: Cap on half-steps; reaching it warns (`ConvergenceWarning`).
+        max_half_steps: Cap on half-steps, of which the last sweep is finished; reaching it warns
+            (`ConvergenceWarning`).
         mask_self: False by default: the coupling OT_τ(q, q) needs its diagonal.
 
     Source: "Sinkhorn drifting", arXiv 2603.12366, Algorithm 1 and Proposition 3.1. Relaxed

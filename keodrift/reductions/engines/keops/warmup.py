@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from keodrift.checks import check_positive
-from keodrift.costs import as_cost
+from keodrift.costs import as_cost, check_cost
 from keodrift.errors import DeviceError, DtypeError
 from keodrift.reductions.engines.keops.kernel import Keops
 from keodrift.reductions.frame import make_frame
@@ -26,7 +26,7 @@ def warmup(
     mask_self: bool = False,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Compiles the KeOps formulas that clouds of one dimension need, some ten seconds each.
+    """Compiles the KeOps formulas of couplings in one dimension, some ten seconds each.
 
     What is compiled stays in KeOps' cache on disk, for later processes too; another process that
     needs the same formula meanwhile waits for it.
@@ -64,7 +64,8 @@ def warmup(
         raise DeviceError("device", repr(device), needs) from error
     points = torch.arange(4.0, dtype=dtype, device=device)[:, None].expand(1, 4, d) / 4
     one = torch.ones(1, dtype=torch.float64, device=device)
-    kernel = Keops().kernel(make_frame(points, points, as_cost(cost), one, mask_self), ())
+    known = check_cost(as_cost(cost), points)  # as a fit does, which knows one written by hand
+    kernel = Keops().kernel(make_frame(points, points, known, one, mask_self), ())
     bias = torch.zeros(4, dtype=torch.float64, device=device)
     verbs: dict[str, Callable[[], Tensor]] = {
         "log-mass": lambda: kernel.log_mass(bias),
