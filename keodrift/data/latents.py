@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,12 @@ class Latents:
         """Number of classes."""
         return len(self.class_names)
 
+    @cached_property
+    def _members(self) -> tuple[Tensor, ...]:
+        """Places of the training latents of every class."""
+        sizes = torch.bincount(self.train_labels, minlength=self.classes).tolist()
+        return torch.argsort(self.train_labels, stable=True).split(sizes)
+
     def of_class(self, label: int, *, test: bool = False) -> Tensor:
         """All latents of one class, ``(n_c, d)``.
 
@@ -222,8 +229,7 @@ class Latents:
             [0, 0, 1, 1]
         """
         picks = []
-        for label in range(self.classes):
-            members = torch.nonzero(self.train_labels == label).squeeze(-1)
+        for members in self._members:
             index = torch.randint(
                 len(members), (per_class,), generator=generator, device=generator.device
             )
