@@ -80,6 +80,9 @@ RECIPES = {
     "256 a class, as many steps": Recipe(batch=256),
     "512 a class, as many steps": Recipe(batch=512),
     "512 a class, width 512, τ = 0.02": Recipe(batch=512, width=512, taus=(0.02,)),
+    "4 × data, 256 a class, width 512, τ = 0.02": Recipe(
+        more_data=4, batch=256, width=512, taus=(0.02,)
+    ),
     "whole class": Recipe(batch=None, length=0.125),
     "τ = 0.02": Recipe(taus=(0.02,)),
     "τ = 0.1": Recipe(taus=(0.1,)),
