@@ -22,6 +22,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.errors import HydraException
+from hydra.version import VersionBase
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -107,12 +108,13 @@ def _one_sentence(argument: str, got: object) -> Iterator[None]:
 def _hydra_of_its_own() -> Iterator[None]:
     """Hydra has one state a process: a program around this keeps its own, threads take turns."""
     with _HYDRA:
-        before = GlobalHydra.instance().hydra
+        before, version = GlobalHydra.instance().hydra, VersionBase.instance().version_base
         GlobalHydra.instance().clear()
         try:
             yield
         finally:  # of what may be another object by now
             GlobalHydra.instance().hydra = before
+            VersionBase.instance().version_base = version
 
 
 def compose(name: str, overrides: Sequence[str] = ()) -> Any:

@@ -270,6 +270,8 @@ def sample(
         torch.Size([1000, 2])
     """
     noise = draw_noise(network, n, generator)
+    dtypes = [weight.dtype for weight in network.parameters() if weight.is_floating_point()]
+    noise = noise.to(dtypes[0] if dtypes else noise.dtype)
     if labels is not None:
         check_labels("labels", labels, noise)
         if isinstance(network, (MLP, ResidualMLP)):

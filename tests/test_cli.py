@@ -13,6 +13,7 @@ import pytest
 import torch
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.version import VersionBase
 
 import keodrift as kd
 from keodrift import runs
@@ -407,10 +408,12 @@ def test_a_figure_is_named_once(capsys):
     assert "figure: got figure=fig1, needs fig2 alone" in capsys.readouterr().err
 
 
-def test_configs_are_composed_inside_another_hydra_program_and_in_threads():
-    with initialize_config_dir(str(config_dir()), version_base=None):
+def test_configs_are_composed_inside_another_hydra_program_and_in_threads(tmp_path):
+    (tmp_path / "mine.yaml").write_text("answer: 42\n")
+    with initialize_config_dir(str(tmp_path), version_base="1.1"):
         assert compose("train", ["seed=3"]).seed == 3
-        assert hydra_compose("train", ["seed=4"]).seed == 4
+        assert hydra_compose("mine").answer == 42
+        assert str(VersionBase.instance().version_base) == "1.1"
     with ThreadPoolExecutor(4) as pool:
         seeds = pool.map(lambda seed: compose("train", [f"seed={seed}"]).seed, range(8))
     assert list(seeds) == list(range(8))

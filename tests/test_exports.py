@@ -137,3 +137,5 @@ def test_weights_keep_their_dtype(tmp_path, dtype):
     found = kd.load_network(tmp_path / "network.safetensors").layers[0].weight
     assert found.dtype == dtype
     assert torch.equal(found, network.layers[0].weight)
+    points = sample(kd.load_network(tmp_path / "network.safetensors"), 5, torch.Generator())
+    assert points.dtype == dtype and bool(points.isfinite().all())

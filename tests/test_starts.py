@@ -8,7 +8,7 @@ import torch
 
 import keodrift as kd
 from keodrift.costs import squared
-from keodrift.reductions import ENGINES
+from keodrift.reductions import ENGINES, all_costs
 from keodrift.transport import Carried, Coupling, EntropicProblem, Sinkhorn, clusters, coarse
 from keodrift.transport.newton import newton
 
@@ -200,12 +200,20 @@ def test_more_points_than_torch_draws_from(cloud, monkeypatch):
 
 
 @pytest.mark.parametrize("reach", [None, 2.0])
-def test_many_small_problems_are_begun_some_at_a_time(cloud, resized, reach):
+def test_many_small_problems_are_begun_some_at_a_time(cloud, resized, monkeypatch, reach):
     x, y, a = cloud(0, 2, 5, 30, 2), cloud(1, 2, 5, 40, 2), weights_of(30, 0).expand(2, 5, 30)
     tau = torch.linspace(0.02, 1, 10, dtype=torch.float64).reshape(2, 5)
     problem = EntropicProblem(x, y, a, uniform(40).expand(2, 5, 40), squared, tau, reach=reach)
     expected = newton(problem, torch.zeros(2, 5, 40, dtype=torch.float64), tol=1e-9)
     resized(held=3 * 30 * 40)
+    held = []
+
+    def watched(x, y, cost):
+        held.append(len(x))
+        return all_costs(x, y, cost)
+
+    monkeypatch.setattr("keodrift.transport.newton.all_costs", watched)
     found = newton(problem, torch.zeros(2, 5, 40, dtype=torch.float64), tol=1e-9)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+    assert held == [3, 3, 3, 1]

@@ -184,7 +184,7 @@ def test_what_is_no_checkpoint_is_refused_by_name_and_left_alone(tmp_path, conte
     with pytest.raises(RunError, match=f"^cannot read {path} .*: put back") as caught:
         trainer(tmp_path).run(2, resume=True)
     assert "\n" not in str(caught.value)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.pt"]
+    assert {entry.name for entry in tmp_path.iterdir()} == {".lock", "checkpoint.pt"}
 
 
 @pytest.mark.parametrize(
@@ -684,8 +684,8 @@ def test_a_mistake_of_evaluate_does_not_lose_the_training(tmp_path):
     with pytest.raises(KeyError, match="score"):
         trainer(tmp_path, evaluate=wrong, evaluate_every=5).run(5)
     resumed = trainer(tmp_path)
-    resumed.run(6, resume=True)
-    assert resumed.step == 6
+    assert resumed.run(5, resume=True)[-1]["step"] == 5
+    assert [row["step"] for row in resumed.run(6)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_network_in_half_precision_is_refused():
@@ -703,7 +703,12 @@ def test_samples_that_are_images_are_told_to_be_flattened():
 
 
 def test_a_folder_in_which_another_process_trains_is_refused(tmp_path):
+    trainer(tmp_path, checkpoint_every=1).run(2)
+    damaged = b"half"
+    (tmp_path / "checkpoint.pt").write_bytes(damaged)
     other = FileLock(tmp_path / ".lock")
     with other, pytest.raises(OptionError, match=r"^folder: got .*another process is training"):
-        trainer(tmp_path).run(1)
-    trainer(tmp_path).run(1)
+        trainer(tmp_path).run(3, resume=True)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == damaged
+    with pytest.warns(UserWarning, match="damaged"):
+        trainer(tmp_path).run(3, resume=True)

@@ -34,7 +34,7 @@ class Latents:
 
     Raises:
         ShapeError: Not ``(n, d)`` in both parts, or not one label a latent.
-        DtypeError: Latents are not floating point, or labels not int64.
+        DtypeError: Latents are not float32, or labels not int64.
         OptionError: A label is no class, or a class has no latent in one of the parts.
 
     Example:
@@ -188,8 +188,8 @@ class Latents:
         return len(self.class_names)
 
     @cached_property
-    def _members(self) -> tuple[Tensor, ...]:
-        """Places of the training latents of every class."""
+    def members(self) -> tuple[Tensor, ...]:
+        """Places of the training latents of every class, ``(n_c,)`` each."""
         sizes = torch.bincount(self.train_labels, minlength=self.classes).tolist()
         return torch.argsort(self.train_labels, stable=True).split(sizes)
 
@@ -229,7 +229,7 @@ class Latents:
             [0, 0, 1, 1]
         """
         picks = []
-        for members in self._members:
+        for members in self.members:
             index = torch.randint(
                 len(members), (per_class,), generator=generator, device=generator.device
             )

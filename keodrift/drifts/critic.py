@@ -39,7 +39,7 @@ def _perceptron(d: int, width: int = 64) -> nn.Module:
     layers: list[nn.Module] = []
     for enter, leave in itertools.pairwise(sizes):
         # Its weights are the same whatever the default dtype.
-        layers += [nn.Linear(enter, leave, dtype=torch.float32), nn.Softplus()]
+        layers += [nn.Linear(enter, leave), nn.Softplus()]
     return nn.Sequential(*layers[:-1])
 
 

@@ -52,7 +52,8 @@ def wasserstein_squared(
     centre = y.mean(0)
     cost = ot.dist((x - centre).numpy(), (y - centre).numpy(), metric="sqeuclidean")
     unit = float(cost.max()) or 1.0  # in which the simplex has its tolerance
-    value, log = ot.emd2([], [], cost / unit, numItermax=10_000_000, log=True)
+    cost /= unit
+    value, log = ot.emd2([], [], cost, numItermax=10_000_000, log=True)
     if log["warning"]:  # a simplex stopped short is a wrong number, not a detail
         raise RuntimeError(f"wasserstein_squared: {log['warning']}")
     return float(value) * unit

@@ -5,8 +5,8 @@ A quadratic cost separates under translations: with x = X + p and y = Y + q,
     ½‖x − y‖² = ½‖X − Y‖² + (p − q)·X − (p − q)·Y + ½‖p − q‖²,
 
 so every term that does not mix the clouds leaves the pair loop and is kept in float64 beside it.
-Clouds that lie 10⁴ bandwidths apart then cost no digits, even in float32. Clouds that overlap have
-one origin: there (p − q) is no shorter than what it would take away, and would cost digits itself.
+Clouds that lie 10⁴ bandwidths apart then cost no digits, even in float32. Clouds that are no
+farther apart than they are wide have one origin, since there (p − q) would only cost digits itself.
 Origins are medians, which a stray or padded point does not move.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from keodrift.costs import Cost
 
-LOOKED_AT = 1000  # points, at most, of which a median is taken
+LOOKED_AT = 100  # points of a cloud, at most, by which its middle and width are judged
 
 
 @dataclass(frozen=True)
@@ -110,16 +110,20 @@ def _middle(points: Tensor) -> Tensor:
     return points.mean(-2, keepdim=True)
 
 
-def _median(points: Tensor) -> Tensor:
-    """The middle of every coordinate, of some points evenly picked, ``(B, 1, d)``."""
-    step = -(-points.shape[-2] // LOOKED_AT)
-    return points[:, ::step].median(-2, keepdim=True).values
+def _ordered(values: Tensor, share: float) -> Tensor:
+    """What a share of the values along axis 1 does not exceed, ``(B, 1, …)``."""
+    # By sorting, which a GPU does deterministically, as it does not take medians.
+    return values.sort(1).values[:, int(share * (values.shape[1] - 1))][:, None]
 
 
-def _overlap(x: Tensor, y: Tensor) -> Tensor:
-    """Whether the boxes around two clouds meet, ``(B, 1, 1)``."""
-    apart = (x.amin(-2) > y.amax(-2)) | (y.amin(-2) > x.amax(-2))
-    return ~apart.any(-1)[:, None, None]
+def _centre(points: Tensor) -> tuple[Tensor, Tensor]:
+    """The middle of a cloud, ``(B, 1, d)``, and the square of its radius, ``(B, 1, 1)``.
+
+    Nine tenths of the points are within the radius, of some that are evenly picked.
+    """
+    some = points[:, :: -(-points.shape[1] // LOOKED_AT)]
+    middle = _ordered(some, 0.5)
+    return middle, _ordered((some - middle).square().sum(-1, keepdim=True), 0.9)
 
 
 def make_frame(x: Tensor, y: Tensor, cost: Cost, tau: Tensor, mask_self: bool) -> Frame:
@@ -133,10 +137,13 @@ def make_frame(x: Tensor, y: Tensor, cost: Cost, tau: Tensor, mask_self: bool) -
     scale, rate = torch.ones_like(tau), 1 / tau
     x_origin = y_origin = torch.zeros_like(y[:, :1])
     if cost.by_distance:
-        x_origin = y_origin = _median(y)
+        y_origin, y_square = _centre(y)
+        x_origin = y_origin
     if cost.curvature is not None:
         # Only a quadratic cost turns two different origins into linear terms.
-        x_origin = torch.where(_overlap(x.detach(), y), y_origin, _median(x.detach()))
+        x_origin, x_square = _centre(x.detach())
+        apart = (x_origin - y_origin).square().sum(-1, keepdim=True) > x_square + y_square
+        x_origin = torch.where(apart, x_origin, y_origin)
         scale, rate = (cost.curvature / tau).sqrt(), scale
     x_work, y_work = ((z - o) * scale.to(z.dtype) for z, o in ((x, x_origin), (y, y_origin)))
     shift = (x_origin.double() - y_origin.double()) * scale

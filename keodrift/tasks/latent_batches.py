@@ -49,7 +49,7 @@ def latent_batches(
 
     Raises:
         OptionError: A network is to be guided that takes no ω, ``per_class`` is not a positive
-            integer, or ``negatives`` unknown.
+            integer, or ``negatives`` unknown, or crossed for other numbers of samples and data.
 
     Example:
         >>> from keodrift.data import load_digits_latents
@@ -99,8 +99,9 @@ def _balanced(
     network: nn.Module, latents: Latents, sizes: tuple[int, int], negatives: str
 ) -> BalancedBatches:
     per_class, drawn = sizes
-    members = [torch.nonzero(latents.train_labels == c).squeeze(-1) for c in range(latents.classes)]
-    samplers = [Systematic(index[neighbour_order(latents.train[index])]) for index in members]
+    samplers = [
+        Systematic(index[neighbour_order(latents.train[index])]) for index in latents.members
+    ]
 
     def draw_data(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         chosen = torch.cat([sampler.draw(n, generator) for sampler in samplers])

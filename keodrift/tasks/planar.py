@@ -55,8 +55,9 @@ def target_batches(
             field, for a pass without gradients. As many by default.
 
     Raises:
-        OptionError: ``size`` is not a positive integer, ``negatives`` are unknown, or a
-            conditional network has not one class a mode.
+        OptionError: ``size`` is not a positive integer, ``negatives`` are unknown, or crossed for
+            other numbers of samples and data or for classes drawn by chance, or a conditional
+            network has not one class a mode.
 
     Example:
         >>> from keodrift.data import get_target

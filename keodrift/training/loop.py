@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ class Trainer:
 
     Raises:
         ArgumentError: A number is out of range, the precision unknown, the objective a drift, or
-            the network in half precision.
+            weights to be trained in half precision.
 
     Reference:
         Deng et al., the drifting loss; EMA weights as in the MNIST protocol of Sinkhorn drifting.
@@ -110,7 +111,7 @@ class Trainer:
         check_positive("log_every", log_every, integer=True)
         check_positive("checkpoint_every", checkpoint_every, integer=True)
         for weight in network.parameters():
-            if weight.dtype in (torch.float16, torch.bfloat16):
+            if weight.requires_grad and weight.dtype in (torch.float16, torch.bfloat16):
                 needs = "weights in float32, whose average moves; precision='bfloat16' is as fast"
                 raise DtypeError("network", f"weights in {weight.dtype}", needs)
         self.objective, self.clip, self.precision = objective, clip, precision
@@ -147,8 +148,8 @@ class Trainer:
         """Refuses what `run` cannot do, before anything is written.
 
         Raises:
-            ArgumentError: ``steps`` is not a positive integer, ``resume`` has no folder, the folder
-                holds the checkpoint of another run, or a state that no checkpoint gives back.
+            ArgumentError: ``steps`` is not a positive integer, ``resume`` has no folder, or the
+                folder holds the checkpoint of another run.
         """
         check_positive("steps", steps, integer=True)
         if self.folder is None:
@@ -157,8 +158,6 @@ class Trainer:
         elif not resume and self.step == 0 and checkpoints(self.folder):
             got = f"{self.folder}, which holds a checkpoint"
             raise OptionError("folder", got, "resume=True, or another folder")
-        else:
-            self.state.check_kept()
 
     def run(self, steps: int, *, resume: bool = False) -> list[dict[str, float]]:
         """Trains until ``steps`` steps are done in all.
@@ -171,17 +170,24 @@ class Trainer:
             The history.
 
         Raises:
-            ArgumentError: As `check`, or the checkpoint is of another network.
+            ArgumentError: As `check`; the checkpoint is of another network; another process trains
+                in the folder; or a state is more than a checkpoint gives back.
             DivergedError: The training diverged; what was kept before stays. The message names
                 the file that holds the batch it diverged on, see `TrainingState.save_diverged`.
         """
         self.check(steps, resume=resume)
+        if self.folder is None:
+            return self._run(steps)
+        self.state.serialised()  # or the first checkpoint would end the run
+        with claimed(self.folder, "folder"):
+            if resume:
+                self.state.resume(self.folder)
+            return self._run(steps)
+
+    def _run(self, steps: int) -> list[dict[str, float]]:
         state = self.state
-        if resume and self.folder is not None:
-            state.resume(self.folder)
         begun = time.perf_counter() - state.seconds
         with (
-            nullcontext() if self.folder is None else claimed(self.folder, "folder"),
             Log(
                 state.history, self.folder, start=state.step, steps=steps, progress=self.progress
             ) as log,
@@ -199,7 +205,8 @@ class Trainer:
                     if evaluates or last:
                         self._check_average(batch)
                     if evaluates or last or state.step % self.log_every == 0:
-                        log.write(self._row(loss, gradient, evaluates))
+                        row = self._row(loss, gradient)
+                        log.write(row | self._evaluated(log, row) if evaluates else row)
                     if last or state.step % self.checkpoint_every == 0:
                         self._keep()
                 except DivergedError as error:
@@ -264,16 +271,20 @@ class Trainer:
         check_samples(self._samples(self.average, batch.inputs))
 
     @torch.no_grad()
-    def _row(self, loss: Tensor, gradient: Tensor, evaluates: bool) -> dict[str, float]:
+    def _evaluated(self, log: Log, row: dict[str, float]) -> dict[str, float]:
+        evaluate: Any = self.evaluate
+        try:
+            return {name: float(value) for name, value in evaluate(self.average).items()}
+        except DivergedError:
+            raise
+        except Exception:  # a mistake there is no reason to lose what was trained
+            log.write(row)
+            self._keep()
+            raise
+
+    @torch.no_grad()
+    def _row(self, loss: Tensor, gradient: Tensor) -> dict[str, float]:
         row: dict[str, float] = {"step": self.step, "loss": float(loss)}
-        if evaluates and self.evaluate is not None:
-            try:
-                row |= {name: float(value) for name, value in self.evaluate(self.average).items()}
-            except DivergedError:
-                raise
-            except Exception:  # a mistake there is no reason to lose what was trained
-                self._keep()
-                raise
         row["gradient_norm"] = float(gradient)
         weights, averaged = (
             nn.utils.parameters_to_vector(network.parameters())

@@ -86,6 +86,8 @@ class Objective:
             ArgumentError: The batch is not what the drift or the negatives need.
         """
         check_samples(x)
+        if x.dim() != 2:
+            raise ShapeError("x", f"samples of shape {tuple(x.shape)}", "(N, d): flatten images")
         drawn = bool(batch.model_inputs) or "model" in batch.options
         self.check(fresh=drawn, balanced=batch.balanced)
         self._reports.clear()
@@ -149,5 +151,3 @@ def check_samples(x: Tensor) -> None:
         check_cloud("x", x)
     except NonFiniteError as error:
         raise DivergedError(f"samples hold {error.got}") from error
-    if x.dim() != 2:
-        raise ShapeError("x", f"samples of shape {tuple(x.shape)}", "(N, d): flatten images")

@@ -120,20 +120,13 @@ class TrainingState:
 
         Raises:
             DivergedError: The network's weights are not finite; earlier checkpoints stay.
-            ArgumentError: As `check_kept`; earlier checkpoints stay.
+            ArgumentError: As `serialised`; earlier checkpoints stay.
             RunError: It cannot be written; earlier checkpoints stay.
         """
         self.check_finite()
-        self.check_kept()
-        saved = {
-            "parts": self._parts(),
-            "generator": self.generator.get_state(),
-            "step": self.step,
-            "seconds": self.seconds,
-            "history": self.history,
-        }
+        data = self.serialised()
         with atomic_path(path) as draft:
-            _write(draft, saved)
+            draft.write_bytes(data)
             if path.exists():
                 # Killed after this, a run goes on from the one before.
                 os.replace(path, _before(path))
@@ -156,24 +149,32 @@ class TrainingState:
             "generator": self.generator.get_state(),
         }
         with atomic_path(path) as draft:
-            _write(draft, saved)
+            draft.write_bytes(_bytes(saved))
 
-    def check_kept(self) -> None:
-        """Refuses states that a checkpoint could hold, but not give back.
+    def serialised(self) -> memoryview:
+        """A checkpoint as bytes, which were read once.
 
         Raises:
-            ArgumentError: One holds more than tensors, numbers, strings and containers of them.
+            ArgumentError: A part holds more than tensors, numbers, strings and containers of them,
+                which could be written, but not read.
         """
-        for name, state in self._parts().items():
-            buffer = io.BytesIO()
-            try:
-                torch.save(state, buffer)
-                buffer.seek(0)
-                torch.load(buffer, map_location="cpu", weights_only=True)
-            except Exception as error:  # of pickle, or of what is pickled
-                got = f"a state with {_stranger(state) or error}"
-                needs = "tensors, numbers and strings of Python, and containers of them"
-                raise ArgumentError(name, got, needs) from error
+        parts = self._parts()
+        saved = {
+            "parts": parts,
+            "generator": self.generator.get_state(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "history": self.history,
+        }
+        try:
+            data = _bytes(saved)
+            torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        except Exception as error:  # of pickle, or of what is pickled
+            strange = {name: _stranger(state) for name, state in parts.items()}
+            part = next((name for name, found in strange.items() if found), "state")
+            needs = "tensors, numbers and strings of Python, and containers of them"
+            raise ArgumentError(part, f"a state with {strange.get(part, error)}", needs) from error
+        return data
 
     def check_finite(self) -> None:
         """Refuses weights that are not finite.
@@ -251,10 +252,10 @@ def _stranger(state: Any, path: str = "") -> str | None:
     return f"{type(state).__module__}.{type(state).__qualname__} at {path}"
 
 
-def _write(path: Path, value: Any) -> None:
+def _bytes(value: Any) -> memoryview:
     buffer = io.BytesIO()  # what torch writes to a full disk itself hides the reason
     torch.save(value, buffer)
-    path.write_bytes(buffer.getbuffer())
+    return buffer.getbuffer()
 
 
 _KINDS = {"parts": dict, "generator": Tensor, "step": int, "seconds": float, "history": list}

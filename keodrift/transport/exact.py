@@ -27,8 +27,8 @@ def exact_potential(problem: EntropicProblem) -> Tensor | None:
     """The potential on y at τ = 0, in units of the problem's τ, float64 ``(…, M)``.
 
     Small problems, whose marginals are held; a mask is not seen. Problems of a batch are solved one
-    after the other, on the CPU. None where a cost is not finite, or
-    POT does not load.
+    after the other, on the CPU. None where a cost is not finite, or POT does
+    not load.
 
     Source: Flamary et al., POT: Python Optimal Transport, JMLR 2021 (`ot.emd`).
     """

@@ -186,7 +186,7 @@ class DenseKernel(PairKernel):
             col = torch.where(dead, -(row[..., None] - block).amax(-2), col)
         # Both parts are rounded to the block's dtype, so that they are exactly what it absorbed;
         # what is rounded is small at the atoms with weight, wherever the others are.
-        top = bias.masked_fill(dead, -torch.inf).amax(-1, keepdim=True)
+        top = bias.amax(-1, keepdim=True)
         row, col = (row + top).to(block.dtype), (col - top).to(block.dtype)
         weights = torch.empty_like(block)
         for rows in row_blocks(block):
