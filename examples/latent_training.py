@@ -83,7 +83,7 @@ RECIPES = {
     "4 × data, 256 a class, width 512, τ = 0.02": Recipe(
         more_data=4, batch=256, width=512, taus=(0.02,)
     ),
-    "whole class": Recipe(batch=None, length=0.125),
+    "whole class": Recipe(batch=None, length=0.012, coupling="converged"),
     "τ = 0.02": Recipe(taus=(0.02,)),
     "τ = 0.1": Recipe(taus=(0.1,)),
     "τ falls": Recipe(taus=(0.1, 0.05, 0.02)),

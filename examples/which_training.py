@@ -353,6 +353,8 @@ def means_of(rows: list[Row]) -> list[Row]:
             if name in ends[0]:
                 mean[name] = statistics.fmean(end[name] for end in ends)
                 mean[f"{name}_floor"] = statistics.fmean(run["floor"][name] for run in runs)
+        if "wrong" in ends[0]:
+            mean["most wrong"] = max(look["wrong"] for run in runs for look in run["looks"])
         means.append(mean)
     return means
 
@@ -379,14 +381,16 @@ def table_of(means: list[Row]) -> str:
                 row["solve"],
                 row["schedule"],
                 row["runs"],
-                *numbers,
+                *numbers[:2],
+                f"{row['most wrong']:.3f}" if "most wrong" in row else "",
+                *numbers[2:],
                 f"{row['in time']:.4f}",
                 f"{row['seconds']:.0f}",
             )
         )
     header = (
-        "target|batch:|τ:|negatives|batches|coupling|rate|runs:|stray (real):|wrong mass:|W₂²:|"
-        "variance ratio:|1-NN:|W₂² in the shortest time:|seconds:"
+        "target|batch:|τ:|negatives|batches|coupling|rate|runs:|stray (real):|wrong mass:|"
+        "most at any look:|W₂²:|variance ratio:|1-NN:|W₂² in the shortest time:|seconds:"
     )
     return markdown_table(header, lines)
 
