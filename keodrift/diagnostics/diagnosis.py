@@ -82,7 +82,7 @@ class Diagnosis:
         >>> import torch, keodrift as kd
         >>> x, y = (torch.arange(20)[:, None] < n for n in (16, 10))
         >>> print(kd.diagnose(kd.OneSidedDrift(tau=0.01), x.double(), y.double()))
-        20 particles, 20 data points, τ = 0.01, root mean square drift 0; nothing was solved
+        20 particles, 20 data points, τ = 0.01, root mean square drift ...e-23; nothing was solved
         ok    effective neighbours: 10, wanted ≥ 2
         ok    mass of a particle on itself: 0, wanted ≤ 0.5
         ok    pull of particles on themselves: 0, wanted ≤ 0.5
