@@ -16,6 +16,7 @@ installed is reported as missing. Results are written after every cell.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 import sys
@@ -206,19 +207,26 @@ def drift(peer: str, value: float, x, y, tau: float, cost: str = "squared"):
             s * (p / p.sum(1, keepdim=True)) @ z for s, p, z in ((1, plan(y), y), (-1, plan(x), x))
         )
     if peer == "OTT-JAX, iterations":
-        import jax.numpy as jnp
-        from ott.geometry import pointcloud
-        from ott.solvers import linear
+        import numpy as np
 
-        def mean(z):
-            cloud = pointcloud.PointCloud(
-                jnp.asarray(x.cpu()), jnp.asarray(z.cpu()), epsilon=tau, batch_size=1024
-            )
-            out = linear.solve(cloud, max_iterations=int(value), threshold=0.0)
-            return out.apply(jnp.asarray(z.cpu()).T, axis=1).T * n
-
-        return torch.tensor(jnp.asarray(mean(y) - mean(x)).tolist(), device=x.device)
+        mean, p, q = ott_mean(tau, int(value)), x.cpu().numpy(), y.cpu().numpy()
+        return torch.tensor(np.asarray(mean(p, q) - mean(p, p)), device=x.device)
     raise ValueError(peer)
+
+
+@functools.cache
+def ott_mean(tau: float, iterations: int):
+    """OTT-JAX's barycentres as one compiled function of two clouds."""
+    import jax
+    from ott.geometry import pointcloud
+    from ott.solvers import linear
+
+    def mean(x, z):
+        cloud = pointcloud.PointCloud(x, z, epsilon=tau, batch_size=1024)
+        out = linear.solve(cloud, max_iterations=iterations, threshold=0.0)
+        return out.apply(z.T, axis=1).T * len(x)
+
+    return jax.jit(mean)
 
 
 def barycentre(x, y, tau: float, sweeps: int):
