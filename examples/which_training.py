@@ -301,7 +301,7 @@ class WhichTraining(Study[Cell]):
                 config.targets, config.negatives, config.draws, config.solves, config.schedules
             ):
                 target, negatives, draw, solve = kind
-                if config.few and tuple(kind[1:]) not in FEW:
+                if config.few and (negatives, draw, solve) not in FEW:
                     continue
                 if negatives == "masked" and draw == "balanced":
                     continue  # is refused: it expands
@@ -411,10 +411,9 @@ def figure_of(means: list[Row]):
             for k, row in enumerate(bars):
                 color = f"C{SOLVES.index(row['solve'])}"
                 hatch = None if row["draw"] == "balanced" else "///"
-                faint = 1.0 if row["schedule"] == "cosine" else 0.5
-                panel.bar(
-                    k, row[key], color=color, alpha=faint, hatch=hatch, edgecolor="white", lw=0
-                )
+                alpha = 1.0 if row["schedule"] == "cosine" else 0.5
+                look = {"color": color, "alpha": alpha, "hatch": hatch, "edgecolor": "white"}
+                panel.bar(k, row[key], **look, lw=0)
             if bars:
                 panel.axhline(bars[0][f"{key}_floor"], color="0.3", ls=":")
             names = [row["negatives"] for row in bars]

@@ -37,8 +37,7 @@ def row_entropy(side: Side, z: Tensor) -> Tensor:
     # Atoms of weight 0 have no share; any finite value does for them.
     biases = (side.bias - level).clamp_min(-1e30)[..., None]
     if cost.curvature is not None:
-        lift = cost.lift or (lambda points: points)
-        y, z = lift(side.points), lift(z)
+        y, z = cost.lifted(side.points), cost.lifted(z)
         origin = y.mean(-2, keepdim=True)
         y, z = y - origin, z - origin
         means = kernel.barycentre(side.bias, torch.cat([biases, y, _half_square(y)], -1))

@@ -683,6 +683,7 @@ def test_a_mistake_of_evaluate_does_not_lose_the_training(tmp_path):
 
     with pytest.raises(KeyError, match="score"):
         trainer(tmp_path, evaluate=wrong, evaluate_every=5).run(5)
+    assert (tmp_path / "checkpoint.pt").exists()
     resumed = trainer(tmp_path)
     assert resumed.run(5, resume=True)[-1]["step"] == 5
     assert [row["step"] for row in resumed.run(6)] == [1, 2, 3, 4, 5, 6]

@@ -93,6 +93,10 @@ class Cost:
         """The cost of every x_i with its own y_i, ``(…, N)``, of two clouds ``(…, N, d)``."""
         return self.pairs(x.unsqueeze(-2), y.unsqueeze(-2))[..., 0, 0]
 
+    def lifted(self, points: Tensor) -> Tensor:
+        """Points where the cost is what is known of it: themselves, where nothing lifts them."""
+        return points if self.lift is None else self.lift(points)
+
     @property
     def turned(self) -> Cost:
         """The cost of the pair (y, x): itself where it is symmetric."""

@@ -134,8 +134,7 @@ def check_temperature(tau: float, cost: Cost, *clouds: Tensor) -> None:
     Raises:
         TemperatureError: It does not.
     """
-    if cost.lift is not None:
-        clouds = tuple(cost.lift(z) for z in clouds)
+    clouds = tuple(map(cost.lifted, clouds))
     low, high = (torch.stack([z.aminmax(dim=-2)[k].double() for z in clouds]) for k in (0, 1))
     if cost.curvature is not None:
         # Each cloud about its own mean: what lies between them is kept in float64.

@@ -38,7 +38,6 @@ def _perceptron(d: int, width: int = 64) -> nn.Module:
     sizes = [d, width, width, 1]
     layers: list[nn.Module] = []
     for enter, leave in itertools.pairwise(sizes):
-        # Its weights are the same whatever the default dtype.
         layers += [nn.Linear(enter, leave), nn.Softplus()]
     return nn.Sequential(*layers[:-1])
 

@@ -1,4 +1,7 @@
-"""Random draws of a recipe: the same at every fit from a seed, fresh ones from a generator."""
+"""Random draws of a recipe: the same at every fit from a seed, fresh ones from a generator.
+
+Those of a network's first weights, too.
+"""
 
 from __future__ import annotations
 

@@ -77,8 +77,7 @@ def _picked(z: Tensor, weights: Tensor, most: int) -> tuple[Tensor, Tensor]:
 
 def _row_blocks(x: Tensor, y: Tensor, cost: Cost) -> Iterator[tuple[slice, Tensor]]:
     """Some rows after others, and their costs ``(…, rows, M)``."""
-    if cost.lift is not None:  # where the rest of what is known of the cost holds
-        x, y = cost.lift(x), cost.lift(y)
+    x, y = cost.lifted(x), cost.lifted(y)
     held = sizes(y.device.type).held
     step = max(1, held // (y.numel() if not cost.by_distance else y[..., 0].numel()))
     for begin in range(0, x.shape[-2], step):

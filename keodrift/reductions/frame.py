@@ -132,7 +132,7 @@ def make_frame(x: Tensor, y: Tensor, cost: Cost, tau: Tensor, mask_self: bool) -
     x_own, y_own = None, None
     if cost.lift is not None:
         x_own, y_own = x, y
-        x, y = cost.lift(x), cost.lift(y)
+    x, y = cost.lifted(x), cost.lifted(y)
     tau = tau[:, None, None]
     scale, rate = torch.ones_like(tau), 1 / tau
     x_origin = y_origin = torch.zeros_like(y[:, :1])

@@ -99,6 +99,11 @@ class LatentTask(Task):
             shape = decoded(self.latents.test[:2], decode).shape[1:]
             latents = replace(self.latents, decode=decode, image_shape=tuple(shape))
             object.__setattr__(self, "latents", latents)
+        elif self.latents.decode is not None and self.latents.image_shape is not None:
+            made = tuple(decoded(self.latents.test[:2], self.latents.decode).shape[1:])
+            if made != tuple(self.latents.image_shape):
+                got = f"a function to images {made}"
+                raise ShapeError("decode", got, f"one to image_shape, {self.latents.image_shape}")
         for name, judge in (("classifier", self.classifier), ("features", self.features)):
             if judge is not None and self.latents.decode is None:
                 raise OptionError(name, "latents without decode", "a decoder, or None")
@@ -107,11 +112,6 @@ class LatentTask(Task):
                 got = f"one held-out latent of class {self.latents.class_names[k]!r}"
                 raise OptionError("latents", got, "two or more of every class to judge by")
         # Now, rather than after the training.
-        if self.latents.decode is not None and self.latents.image_shape is not None:
-            made = tuple(decoded(self.latents.test[:2], self.latents.decode).shape[1:])
-            if made != tuple(self.latents.image_shape):
-                got = f"a function to images {made}"
-                raise ShapeError("decode", got, f"one to image_shape, {self.latents.image_shape}")
         if self.features is not None:
             object.__setattr__(self, "features", imported("features", self.features))
             self._features(self.latents.test[:2])

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from keodrift.checks import check_positive
+from keodrift.drifts.draws import seeded
 from keodrift.errors import OptionError, ShapeError
-from keodrift.networks import seeded
 from keodrift.vision.fitting import Fittable
 from keodrift.vision.pixels import Sides, check_images, check_sides
 

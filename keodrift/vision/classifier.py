@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from keodrift.checks import check_positive
 from keodrift.data import to_unit
+from keodrift.drifts.draws import seeded
 from keodrift.errors import ShapeError
-from keodrift.networks import seeded
 from keodrift.vision.fitting import Fittable
 from keodrift.vision.pixels import Sides, check_images, check_sides
 
