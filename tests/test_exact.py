@@ -63,6 +63,22 @@ def test_points_without_weight_do_not_disturb_it(cloud):
     assert values[0] == pytest.approx(values[1], rel=1e-9) and bool(whole.isfinite().all())
 
 
+def test_between_modes_of_equal_mass_it_is_amid_all_optimal_ones():
+    """Three pairs of modes on a line; in float32 weights, which sum to 1 up to their rounding."""
+    at = torch.tensor([0.0, 5.0, 11.0], dtype=torch.float64).repeat_interleave(4)
+    y, x = ((at + s * torch.linspace(0, 1, 12, dtype=torch.float64))[:, None] for s in (0.2, 0.1))
+    a = torch.full((12,), 1 / 12, dtype=torch.float32).double() * (1 + 1e-9 * torch.arange(12))
+    g = exact_potential(EntropicProblem(x, y, a / a.sum(), a.flip(0) / a.sum(), squared, 1.0))
+    cost = (x - y.T).square()
+    f = (cost - g).amin(-1)
+    assert float((a * (f + g)).sum()) == pytest.approx(float((cost.diagonal() * a).sum()), rel=1e-6)
+    slack = cost - f[:, None] - g
+    between = slack.reshape(3, 4, 3, 4).amin((1, 3))
+    for left in (0, 1):  # neighbours could move as far apart as together
+        assert float(between[left, left + 1]) == pytest.approx(float(between[left + 1, left]))
+        assert float(between[left, left + 1]) > 1
+
+
 def test_infinite_costs_are_not_for_the_simplex(cloud):
     def near(x, y):
         squares = ((x - y) ** 2).sum(-1)
@@ -83,6 +99,19 @@ def test_steep_problems_of_few_clusters_are_solved_before_any_half_step(tau):
     few = EntropicProblem(x, y, a, a, squared, tau).coarsened(128, Clusters())
     found = coarse(few, Sinkhorn(tol=3e-3))
     assert float(found.marginal_error) <= 3e-3
+
+
+@pytest.mark.parametrize("modes", [2, 8])
+def test_masses_that_have_settled_take_few_half_steps(modes):
+    """A flow at small τ into modes of equal mass, whose potentials have play of hundreds of τ."""
+    generator = torch.Generator().manual_seed(0)
+    angle = 2 * torch.pi * torch.arange(modes) / modes
+    centres = 2 * torch.stack([angle.cos(), angle.sin()], -1)
+    even = centres.repeat_interleave(400 // modes, 0)
+    uneven = torch.cat([even[:100], centres[0].expand(200, 2), even[300:]])
+    x, y = (z + 0.1 * torch.randn(400, 2, generator=generator) for z in (uneven, even))
+    flow = kd.simulate(kd.SinkhornDrift(0.03, cost="squared"), x, y, 0.1, 25)
+    assert max(flow.half_steps[15:]) <= 15
 
 
 def test_a_broken_package_beside_pot_leaves_another_start(cloud, monkeypatch):
