@@ -150,7 +150,7 @@ def check_labels(name: str, labels: Tensor, points: Tensor) -> Tensor:
     """Checks integer labels ``(K,)`` of an unbatched cloud."""
     if points.dim() != 2:
         raise ShapeError(name, f"a cloud of shape {tuple(points.shape)}", "an unbatched (N, d)")
-    if not isinstance(labels, Tensor) or labels.dtype.is_floating_point:
+    if not isinstance(labels, Tensor) or labels.dtype.is_floating_point or labels.dtype.is_complex:
         got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         raise DtypeError(name, got, "an integer tensor, one label a point")
     if labels.shape != points.shape[:1]:

@@ -7,7 +7,6 @@ biases and the masses m± come about.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from keodrift.checks import check_queries
 from keodrift.costs import Cost
+from keodrift.errors import ArgumentError
 from keodrift.reductions import Engine, GibbsKernel, gibbs_kernel
 from keodrift.transport import Coupling
 
@@ -74,6 +74,21 @@ class Field(ABC):
         """Gives back blocks of pairs; they are formed again where they are asked for."""
         for kernel in self.kernels or ():
             kernel.release()
+
+
+def two_sides(field: Field, argument: str = "field") -> SoftmaxField:
+    """The field, if it is one of two softmax sides.
+
+    Args:
+        field: The field.
+        argument: What the user gave it as, or made it with.
+
+    Raises:
+        ArgumentError: It is not.
+    """
+    if not isinstance(field, SoftmaxField):
+        raise ArgumentError(argument, type(field).__name__, "a field of two softmax sides")
+    return field
 
 
 def worst(reports: Iterable[Mapping[str, float]]) -> dict[str, float]:
@@ -193,10 +208,22 @@ class JointRows:
             # A mass of 0 has no logarithm to be differentiated; a denormal one does for it.
             log_mass = log_mass + unit + mass.clamp_min(torch.finfo(mass.dtype).tiny).log()
             means.append(mean)
-        # s⁺s⁻ is at most the root of both sums of multiplicities, multiplied: above the number of
-        # pairs only where a negative weighs more than all of them, and there it is cut.
-        pairs = self.data.shape[-1] * self.model.shape[-1]
-        return log_mass.clamp(max=math.log(pairs)).exp(), means[0], means[1]
+        return cut(log_mass, self.data, self.model).exp(), means[0], means[1]
+
+
+def cut(log_mass: Tensor, data: Tensor, model: Tensor) -> Tensor:
+    """The logarithm of a mass s⁺s⁻, cut at the product of both sums of multiplicities.
+
+    Where every point is a row of its own column it is at most the root of that; above it are
+    queries where hardly a particle is, and particles of next to no weight. Points of weight 0, with
+    which a batch may be padded, do not count.
+
+    Args:
+        log_mass: ``(…, N)``.
+        data: Log multiplicities of the data, ``(…, M)``.
+        model: The same for the model cloud.
+    """
+    return log_mass.minimum(data.logsumexp(-1, keepdim=True) + model.logsumexp(-1, keepdim=True))
 
 
 @dataclass(frozen=True)
@@ -217,15 +244,17 @@ class RowMasses:
         """The masses m⁺, m⁻ at the queries of the kernels."""
         guesses = field.guesses(at_particles)
         # A row holds no more than the mass of all, 1 where no cost is negative. So only points of
-        # next to no weight, or beside data far from all particles, are above the number of pairs.
-        n, masses = field.particles.shape[-2], []
+        # next to no weight, or beside data far from all particles, are above the number of pairs
+        # that have weight.
+        particles = (field.couplings[0].problem.a > 0).sum(-1, keepdim=True)
+        masses = []
         share = self.share.clone()  # a tensor made in inference mode cannot enter a graph
         sides = ((data, field.data), (model, field.model))
         for (kernel, side), guess in zip(sides, guesses, strict=True):
             mass = kernel.log_mass(side.bias, guess)
             mass = mass.masked_fill(torch.isneginf(mass), 0)  # a row without atoms pulls nowhere
-            most = math.log(n * side.points.shape[-2])
-            masses.append((share * mass).clamp(max=most).exp())
+            pairs = particles * (side.bias > -torch.inf).sum(-1, keepdim=True)
+            masses.append((share * mass).minimum(pairs.to(mass.dtype).log()).exp())
         return masses[0], masses[1]
 
 

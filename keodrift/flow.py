@@ -12,10 +12,11 @@ from tqdm.auto import trange
 
 from keodrift.checks import check_cloud, check_positive
 from keodrift.drifts import Drift
+from keodrift.errors import OptionError
 from keodrift.fields import Field, saturated
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Flow:
     """The path of a particle cloud.
 
@@ -79,6 +80,9 @@ def simulate(
     check_positive("step_size", step_size)
     for name, count in (("steps", steps), ("keep", keep)):
         check_positive(name, count, integer=True)
+    if "start" in options:
+        needs = "none: a flow begins each fit itself, with warm_start=True at the last one"
+        raise OptionError("start", type(options["start"]).__name__, needs)
     check_cloud("x0", x0)
     x = x0.detach().clone()
     kept, times, half_steps = [x], [0.0], []

@@ -44,7 +44,7 @@ def drift_loss(
             Off: the field as it is.
         scale_features: Divides coordinates by the factor that makes the mean distance of particles
             to data, negatives and other draws of the model √d, before the drift, in each problem
-            and class by its own; τ is then relative to that scale.
+            and class by its own; points of weight 0 do not count. τ is then relative to that scale.
         **inputs: Weights, model, negatives, labels, start: as for calling the drift.
 
     Returns:
@@ -71,6 +71,8 @@ def drift_loss(
     for name in ("model", "negatives"):
         if inputs.get(name) is not None:
             check_cloud(name, inputs[name], x)
+    if inputs.get("x_labels") is not None:
+        check_labels("x_labels", inputs["x_labels"], x)
     shares = _shares(x, inputs.get("x_weights"))
     scale: Tensor | float = 1.0
     with torch.no_grad():
@@ -82,7 +84,11 @@ def drift_loss(
         points = features.detach()
         total = torch.zeros_like(points, dtype=single)
         for one in drifts:
-            v = one(points, y, **inputs).to(single)
+            v = one(points, y, **inputs)
+            if not isinstance(v, Tensor) or v.shape != points.shape:
+                got = tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__
+                raise ShapeError("drift", f"a field of {got}", f"one of {tuple(points.shape)}")
+            v = v.to(single)
             if normalize:
                 size = _own_means(v.double().square().mean(-1), shares, inputs.get("x_labels"))
                 v = (v / (size[..., None] + 1e-12) ** 0.5).to(single)
@@ -113,27 +119,38 @@ def _scaled(x: Tensor, y: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, Tenso
     """The scale of each particle, and data and inputs divided by that of their problem or class."""
     labels, inputs = inputs.get("x_labels"), dict(inputs)
     others = [name for name in ("model", "negatives") if inputs.get(name) is not None]
+
+    def alive(name: str, z: Tensor) -> Tensor:
+        key = f"{name.removesuffix('s')}_weights"
+        return check_weights(key, inputs.get(key), z) > 0
+
     if labels is None:
-        scale = feature_scale(x, y, *(inputs[name] for name in others)).to(x.dtype)[..., None, None]
+        weighted = []
+        for name, z in (("x", x), ("y", y), *((name, inputs[name]) for name in others)):
+            mass = alive(name, z).double()
+            weighted.append((z, mass, mass.sum(-1)))
+        scale = _distance_scale(*weighted, points=POINTS).to(x.dtype)[..., None, None]
         return scale, y / scale, inputs | {name: inputs[name] / scale for name in others}
     classes = torch.unique(labels)
     if "negatives" in others and inputs.get("negative_labels") is None:
         names = [n for n in ("negatives", "negative_weights") if inputs.get(n) is not None]
         *rows, own = for_every_class(classes, *(inputs[name] for name in names))
         inputs |= dict(zip(names, rows, strict=True)) | {"negative_labels": own}
-    clouds = [(x, labels)]
+    clouds, some = [(x, labels)], [alive("x", x)]
     for name, z in (("y", y), *((name, inputs[name]) for name in others)):
         key = f"{name.removesuffix('s')}_labels"
         if inputs.get(key) is None:
             raise ShapeError(key, "None", "labels, as the others have")
         check_labels(key, inputs[key], z)
         clouds.append((z, inputs[key]))
+        some.append(alive(name, z))
     members = [members_of(of, classes.tolist()) for _, of in clouds]
     batch = []
-    for (z, _), theirs in zip(clouds, members, strict=True):
-        index, alive = padded([m[:: max(1, -(-len(m) // POINTS))] for m in theirs])
+    for (z, _), theirs, counted in zip(clouds, members, some, strict=True):
+        theirs = [m[counted[m]] for m in theirs]
+        index, filled = padded([m[:: max(1, -(-len(m) // POINTS))] for m in theirs])
         counts = torch.tensor([len(m) for m in theirs], dtype=torch.float64, device=z.device)
-        batch.append((z[index], alive.double(), counts))
+        batch.append((z[index], filled.double(), counts))
     found = _distance_scale(*batch, points=POINTS).to(x.dtype)
     # A point of a class that no particle has stays as it is; the drift refuses it.
     scales = [z.new_ones(len(z), 1) for z, _ in clouds]

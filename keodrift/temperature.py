@@ -11,7 +11,7 @@ from torch import Tensor
 from keodrift.checks import check_cloud, check_positive
 from keodrift.drifts import SoftmaxDrift
 from keodrift.errors import ArgumentError, ShapeError
-from keodrift.fields import Field, Side, SoftmaxField
+from keodrift.fields import Field, Side, two_sides
 from keodrift.reductions import mean_cost
 
 # By how much a logit may move for a central difference of log-masses, whose error is its square.
@@ -79,9 +79,8 @@ def effective_neighbours(field: Field) -> Tensor:
         >>> round(float(effective_neighbours(kd.OneSidedDrift(tau=1.0).fit(x, y))), 3)
         2.0
     """
-    if not isinstance(field, SoftmaxField):
-        raise ArgumentError("field", type(field).__name__, "a field of two softmax sides")
-    return row_entropy(field.data, field.particles).mean(-1).exp()
+    sides = two_sides(field)
+    return row_entropy(sides.data, sides.particles).mean(-1).exp()
 
 
 def tau_for_neighbours(
@@ -101,8 +100,8 @@ def tau_for_neighbours(
         τ, in the unit of the drift's cost, or in mean costs for one that is relative.
 
     Raises:
-        ArgumentError: ``neighbours`` is not between 1 and M, no temperature has it, or a cloud is
-            not what it should be.
+        ArgumentError: The drift is none of two softmax sides, ``neighbours`` is not between 1 and
+            M, no temperature has it, or a cloud is not what it should be.
 
     Example:
         >>> import torch, keodrift as kd
@@ -111,6 +110,8 @@ def tau_for_neighbours(
         >>> 1e-4 < tau < 1e-2
         True
     """
+    if not isinstance(drift, SoftmaxDrift):
+        raise ArgumentError("drift", type(drift).__name__, "a drift of two softmax sides")
     check_positive("rtol", rtol)
     check_positive("neighbours", neighbours)
     check_cloud("x", x)
@@ -122,7 +123,7 @@ def tau_for_neighbours(
 
     def excess(log_tau: float) -> float:
         field = replace(drift, tau=math.exp(log_tau)).fit(x, y)
-        return math.log(float(effective_neighbours(field)) / neighbours)
+        return math.log(float(effective_neighbours(two_sides(field, "drift"))) / neighbours)
 
     low = high = math.log(drift.tau)
     found = excess(low)

@@ -7,7 +7,7 @@ import reference as ref
 import torch
 
 import keodrift as kd
-from keodrift.diagnostics.shares import unclaimed
+from keodrift.diagnostics.shares import self_interaction, unclaimed
 from keodrift.errors import ArgumentError, ShapeError
 from keodrift.reach import mode_gap
 
@@ -180,8 +180,13 @@ def test_a_small_batch_pulls_on_itself_unless_others_repel(cloud):
 
 
 def test_what_a_diagnosis_refuses(cloud):
-    with pytest.raises(ShapeError, match="^y"):
+    with pytest.raises(ShapeError, match="^x"):
         kd.diagnose(kd.OneSidedDrift(1.0), cloud(0, 2, 9, 2), cloud(1, 2, 9, 2))
+    with pytest.raises(ArgumentError, match="^drift: got SmoothedField"):
+        kd.diagnose(kd.KLDrift(1.0, form="flow"), cloud(0, 9, 2), cloud(1, 9, 2))
+    for drift in (kd.KLDrift(1.0, form="flow"), kd.MMDDrift(1.0)):
+        with pytest.raises(ArgumentError, match="^drift: got"):
+            kd.tau_for_neighbours(drift, cloud(0, 9, 2), cloud(1, 9, 2), 3)
     with pytest.raises(ArgumentError, match="^drift: got function"):
         kd.diagnose(lambda x, y: y - x, cloud(0, 9, 2), cloud(1, 9, 2))
     with pytest.raises(ArgumentError, match="^field"):
@@ -217,3 +222,25 @@ def test_slopes_are_those_of_full_precision_under_autocast(cloud):
     expected = kd.jacobian(field, x)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(kd.jacobian(field, x), expected)
+
+
+@pytest.mark.parametrize("floor", [None, 1e-30])
+def test_the_pull_of_particles_on_themselves_is_in_the_unit_of_the_drift(cloud, floor):
+    """Masses that are the same for both are in the drift, so they are in the pull."""
+    x, y = cloud(0, 40, 2), cloud(1, 40, 2)
+    unit, scores = (
+        kd.diagnose(kd.KLDrift(0.05, masses=masses), x, y) for masses in ("unit", "gradient")
+    )
+    assert unit.self_bias > 0.1
+    assert scores.self_bias == pytest.approx(unit.self_bias)
+    joint = kd.TwoSidedDrift(0.05, form="joint", floor=floor, mask_self=False).fit(x, y)
+    share, pull = self_interaction(joint)
+    logits = joint.model.bias - ref.pairs(x, x, "half_squared") / 0.05
+    without = torch.softmax(logits.fill_diagonal_(-torch.inf), -1) @ x
+    mass = joint.masses(joint, joint.data.kernel(x), joint.model.kernel(x), True)[1]
+    torch.testing.assert_close(pull, (mass * share)[:, None] * (without - x))
+
+
+def test_in_a_sum_of_kernels_no_point_acts_on_itself(cloud):
+    report = kd.diagnose(kd.KALEDrift(0.003), cloud(0, 30, 2), cloud(1, 30, 2))
+    assert report.self_bias == 0 and report.self_share == 0

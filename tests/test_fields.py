@@ -258,3 +258,47 @@ def test_classes_one_after_another_leave_no_block_of_pairs(drift, resized):
         queries = X[part.index]  # what is asked for later is made again
         torch.testing.assert_close(part.field(queries), part.field(), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(field(), whole, rtol=0, atol=1e-4)
+
+
+MASSES = {
+    "proxy": kd.SinkhornProxyDrift(1.0, mask_self=False),
+    "joint": kd.TwoSidedDrift(1.0, form="joint", mask_self=False),
+    "relaxed": kd.SinkhornDrift(1.0, reach=0.3, masses="gradient", half_steps=3),
+}
+
+
+@pytest.mark.parametrize("drift", MASSES.values(), ids=MASSES)
+def test_masses_do_not_depend_on_what_a_batch_is_padded_with(drift):
+    """Far from all particles masses are cut; by points that are there, not by places for them."""
+    x, y = torch.zeros(3, 1, dtype=F64), torch.tensor([[4.0], [5.0], [5.0]], dtype=F64)
+    z, first = torch.tensor([[3.0]], dtype=F64), torch.tensor([0])
+    labels = torch.tensor([0, 1, 1])
+    alone = drift.fit(x[:1], y[:1])(z)
+    by_class = drift.fit(x, y, x_labels=labels, y_labels=labels)(z, first)
+    weightless = drift.fit(x[:1], y, y_weights=torch.tensor([1.0, 0, 0], dtype=F64))(z)
+    torch.testing.assert_close(by_class, alone)
+    torch.testing.assert_close(weightless, alone)
+
+
+def test_a_heavy_negative_is_not_cut():
+    """One of weight 100: the joint field at the particle as Algorithm 2 has it."""
+    x, y, u = (torch.tensor([[v]], dtype=F64) for v in (0.0, 0.5, 3.03))
+    weight = torch.tensor([100.0], dtype=F64)
+    v = kd.TwoSidedDrift(1.0, form="joint", mask_self=False)(
+        x, y, negatives=u, negative_weights=weight
+    )
+    points = torch.cat([y, x, u])[:, 0]
+    counts = torch.tensor([1.0, 1.0, 100.0], dtype=F64)
+    kernel = (-points.square() / 2).exp()  # of the only row, at 0
+    coupling = counts * kernel / ((counts * kernel).sum() * kernel).sqrt()
+    data, model = coupling[:1], coupling[1:]
+    expected = model.sum() * (data * points[:1]).sum() - data.sum() * (model * points[1:]).sum()
+    torch.testing.assert_close(v[0, 0], expected)
+
+
+def test_fields_and_parts_of_fields_are_compared_by_identity(cloud):
+    x, labels = cloud(0, 6, 2), torch.tensor([0, 1] * 3)
+    one, other = (
+        kd.OneSidedDrift(1.0).fit(x, x, x_labels=labels, y_labels=labels) for _ in range(2)
+    )
+    assert one == one and one != other

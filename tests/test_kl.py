@@ -87,3 +87,11 @@ def test_nonsense_is_refused_when_built(make, argument):
     with pytest.raises(OptionError) as caught:
         make()
     assert caught.value.argument == argument
+
+
+def test_scores_fitted_in_inference_mode_are_differentiable(cloud):
+    with torch.inference_mode():
+        field = kd.KLDrift(0.5, masses="gradient").fit(cloud(0, 9, 2), cloud(1, 9, 2))
+    q = cloud(2, 3, 2).requires_grad_()
+    field(q).sum().backward()
+    assert bool(q.grad.isfinite().all()) and bool((q.grad != 0).all())

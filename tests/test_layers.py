@@ -12,7 +12,7 @@ import keodrift
 
 PACKAGE = Path(keodrift.__file__).parent
 ROWS = [
-    ["errors"],
+    ["errors", "precision"],
     ["files"],
     ["checks"],
     ["costs"],

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import keodrift as kd
-from keodrift.errors import ShapeError
+from keodrift.errors import ArgumentError, ShapeError
 from keodrift.loss import feature_scale
 
 DRIFTS = {
@@ -144,3 +144,36 @@ def test_scaled_features_miss_labels_as_the_drift_does(cloud, missing):
         inputs = {name: value for name, value in given.items() if name != missing}
         with pytest.raises(ShapeError, match=f"^{missing}: got None"):
             kd.drift_loss(x, y, DRIFTS["one-sided"], scale_features=scale_features, **inputs)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("name", ["y", "negatives", "model"])
+def test_points_without_weight_do_not_scale_features(cloud, labelled, name):
+    x, clouds = cloud(0, 6, 2), {"y": cloud(1, 7, 2), name: cloud(2, 8, 2)}
+    far = clouds | {name: torch.cat([clouds[name], clouds[name] + 50])}
+    weights = {f"{name.removesuffix('s')}_weights": torch.cat([torch.ones(8), torch.zeros(8)])}
+
+    def loss(clouds, **weights):
+        if labelled:
+            for key, z in [("x", x), *clouds.items()]:
+                places = torch.arange(len(z)) % (len(z) // 2 if len(z) > 8 else len(z))
+                weights |= {f"{key.removesuffix('s')}_labels": places % 2}
+        return kd.drift_loss(x, clouds["y"], DRIFTS["one-sided"], scale_features=True,
+            **{k: z for k, z in clouds.items() if k != "y"}, **weights)  # fmt: skip
+
+    torch.testing.assert_close(loss(far, **weights), loss(clouds))
+
+
+@pytest.mark.parametrize("labels", [[0] * 6, torch.zeros(7).long(), torch.zeros(6, 1).long()])
+def test_labels_are_checked_before_features_are_scaled(cloud, labels):
+    own = {"x_labels": labels, "y_labels": torch.zeros(6).long()}
+    with pytest.raises(ArgumentError, match="^x_labels"):
+        kd.drift_loss(
+            cloud(0, 6, 2), cloud(1, 6, 2), DRIFTS["one-sided"], scale_features=True, **own
+        )
+
+
+@pytest.mark.parametrize("field", [torch.ones(6, 1), torch.ones(2), 0.0], ids=str)
+def test_a_field_of_another_shape_is_refused(cloud, field):
+    with pytest.raises(ShapeError, match="^drift"):
+        kd.drift_loss(cloud(0, 6, 2), cloud(1, 6, 2), lambda x, y: field)

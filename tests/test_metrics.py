@@ -345,3 +345,27 @@ def test_without_stray_points_nothing_is_stray():
     for count in range(1, 60):
         x = modes[torch.randint(7, (count,), generator=seeded(count))]
         assert mode_coverage(x, modes, 0.1).stray == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])
+def test_modes_are_counted_in_any_dtype(dtype):
+    modes = torch.tensor([[-2], [2]])
+    x = torch.tensor([[-2], [2], [2], [9]]).to(dtype)
+    found = mode_coverage(x, modes.to(dtype), 0.5)
+    assert found.masses.tolist() == [0.25, 0.5] and found.stray == 0.25
+
+
+@pytest.mark.parametrize(
+    "x", [np.zeros((3, 2)), [[0.0, 1.0]], torch.zeros(3, 2, dtype=torch.cfloat)]
+)
+def test_what_is_no_cloud_of_real_numbers_is_refused(x):
+    with pytest.raises(ArgumentError, match="^x"):
+        wasserstein_squared(x, torch.zeros(3, 2))
+
+
+def test_options_of_measures_are_checked():
+    x = torch.zeros(9, 2)
+    with pytest.raises(ArgumentError, match="^cap"):
+        wasserstein_squared(x, x, cap=2.5)
+    with pytest.raises(ArgumentError, match="^bandwidth"):
+        mmd_squared(x, x, 1e-170)

@@ -17,9 +17,10 @@ import pytest
 import torch
 
 import keodrift as kd
+from keodrift.costs import mahalanobis
+from keodrift.precision import _products, full_precision
 from keodrift.reductions import gibbs_kernel
 from keodrift.reductions.engines.keops import compiler
-from keodrift.reductions.precision import _products, full_precision
 
 
 def run(code: str) -> str:
@@ -446,6 +447,8 @@ def test_the_precision_of_networks_does_not_reach_inside(mode, backend):
         kd.TwoSidedDrift(9.0, form="joint", floor=1e-3, backend=backend),
         kd.SinkhornDrift(9.0, half_steps=5, backend=backend),
         kd.SinkhornDrift(9.0, backend=backend),
+        kd.OneSidedDrift(9.0, cost=mahalanobis(torch.linspace(1, 2, 40).diag()), backend=backend),
+        kd.SinkhornDrift(0.3, cost="cosine", relative=True, half_steps=3, backend=backend),
     ]
 
     def everything():

@@ -48,6 +48,14 @@ def test_a_map_on_a_line_stays_within_its_target(cloud):
     assert (moved[x.argsort()].diff() >= -1e-13).all()
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e6])
+def test_particles_at_one_place_move_alike_wherever_it_is(cloud, offset):
+    x, y = cloud(0, 5, 3).repeat(21, 1) + offset, cloud(1, 80, 3) + offset
+    v = kd.SlicedWassersteinDrift(64)(x, y)
+    spread = (v.view(21, 5, 3) - v[:5]).abs().max()
+    assert float(spread) <= 1e-12 * float(v.abs().max()) * max(1.0, offset)
+
+
 @pytest.mark.parametrize("n", [1, 2, 5, 7])
 def test_chunks_of_directions_are_the_directions(cloud, n):
     x, y = cloud(0, 9, 3), cloud(1, 12, 3)

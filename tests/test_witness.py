@@ -214,3 +214,36 @@ def test_nonsense_is_refused(apart):
             kd.CriticDrift(network=network)(*apart)
     with pytest.raises(DivergedError, match="critic"):
         kd.CriticDrift(lr=1e6)(*apart)
+
+
+def test_a_network_that_is_handed_out_twice_stays_as_it_is(cloud):
+    x, y = cloud(0, 20, 2).float(), cloud(1, 20, 2).float() + 1
+    net = nn.Sequential(nn.Linear(2, 8), nn.Softplus(), nn.Linear(8, 1))
+    before = [p.clone() for p in net.parameters()]
+    drift = kd.CriticDrift(network=lambda d: net, steps=5)
+    field = drift.fit(x, y)
+    first = field()
+    assert torch.equal(drift.fit(x, y)(), first) and torch.equal(field(), first)
+    assert all(p.requires_grad for p in net.parameters())
+    assert all(map(torch.equal, before, net.parameters()))
+
+
+def test_a_critic_with_dropout_is_a_function(cloud):
+    x, y = cloud(0, 20, 2).float(), cloud(1, 20, 2).float() + 1
+
+    def network(d):
+        return nn.Sequential(nn.Linear(d, 16), nn.Softplus(), nn.Dropout(0.3), nn.Linear(16, 1))
+
+    drift = kd.CriticDrift(network=network, steps=5)
+    before = torch.get_rng_state()
+    field = drift.fit(x, y)
+    assert torch.equal(field(), field())
+    one, other = (drift.fit(x, y, start=field) for _ in range(2))
+    assert torch.equal(one(), other()) and not torch.equal(one(), field())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("seed", ["a", 2.5, -1, True])
+def test_a_seed_is_checked_when_it_is_given(seed):
+    with pytest.raises(OptionError, match="^seed"):
+        kd.CriticDrift(seed=seed)

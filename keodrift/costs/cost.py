@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from keodrift.errors import CostError, is_short
+from keodrift.precision import full_precision
 
 Expression = Callable[..., Any]
 
@@ -75,7 +76,8 @@ class Cost:
         shape = (*x.shape[:-1], y.shape[-2])
         try:
             given = {name: one.to(x) for name, one in self.parameters.items()}
-            value = self.expression(x.unsqueeze(-2), y.unsqueeze(-3), **given)
+            with full_precision(x.device.type):
+                value = self.expression(x.unsqueeze(-2), y.unsqueeze(-3), **given)
         except _REFUSALS as error:
             if is_short(error):
                 raise
@@ -95,7 +97,10 @@ class Cost:
 
     def lifted(self, points: Tensor) -> Tensor:
         """Points where the cost is what is known of it: themselves, where nothing lifts them."""
-        return points if self.lift is None else self.lift(points)
+        if self.lift is None:
+            return points
+        with full_precision(points.device.type):
+            return self.lift(points)
 
     @property
     def turned(self) -> Cost:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from keodrift.checks import check_cloud
-from keodrift.diagnostics.shares import self_interaction, two_sides, unclaimed
+from keodrift.diagnostics.shares import self_interaction, unclaimed
 from keodrift.drifts import Drift, SoftmaxDrift
 from keodrift.errors import ArgumentError, ShapeError
+from keodrift.fields import two_sides
 from keodrift.plots import FLOOR, MODEL, new_figure
 from keodrift.reach import mode_gap
 from keodrift.temperature import effective_neighbours
@@ -196,12 +197,12 @@ def diagnose(drift: Drift, x: Tensor, y: Tensor, *, model: Tensor | None = None)
         >>> all(verdict.passed for verdict in report.verdicts)
         True
     """
-    check_cloud("x", x)
-    if check_cloud("y", y, x).dim() != 2:
-        raise ShapeError("y", f"shape {tuple(y.shape)}", "one problem, a shape (M, d)")
+    if check_cloud("x", x).dim() != 2:
+        raise ShapeError("x", f"shape {tuple(x.shape)}", "one problem, a shape (N, d)")
+    check_cloud("y", y, x)
     if not isinstance(drift, SoftmaxDrift):
         raise ArgumentError("drift", type(drift).__name__, "a drift of two softmax sides")
-    field = two_sides(drift.fit(x, y, model=model))
+    field = two_sides(drift.fit(x, y, model=model), "drift")
     neighbours = float(effective_neighbours(field))
     with torch.no_grad():
         v, (share, pull) = field().double(), self_interaction(field)

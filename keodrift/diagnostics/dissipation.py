@@ -13,7 +13,7 @@ from keodrift.errors import ShapeError
 from keodrift.flow import Flow
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dissipation:
     """An energy along a path.
 

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from keodrift.errors import ArgumentError
-from keodrift.fields import Field, SoftmaxField
+from keodrift.drifts.rkhs import KernelMasses
+from keodrift.fields import Field, SoftmaxField, two_sides
 
 
 def self_share(field: Field) -> Tensor:
@@ -33,32 +33,27 @@ def self_share(field: Field) -> Tensor:
         return self_interaction(two_sides(field))[0]
 
 
-def two_sides(field: Field) -> SoftmaxField:
-    """The field, if it is one of two softmax sides.
-
-    Raises:
-        ArgumentError: It is not.
-    """
-    if not isinstance(field, SoftmaxField):
-        raise ArgumentError("field", type(field).__name__, "a field of two softmax sides")
-    return field
-
-
 def self_interaction(field: SoftmaxField) -> tuple[Tensor, Tensor]:
-    """Shares of particles in their own mass ``(…, N)``, and how these change the drift."""
+    """Shares of particles in their own mass ``(…, N)``, and how these change the drift.
+
+    In a sum of kernels that is not normalised no point acts on itself.
+    """
     x, side = field.particles, field.model
     n = x.shape[-2]
     lacking = max(0, n - side.points.shape[-2])  # of points that a particle could be
     padded = torch.nn.functional.pad(side.points, (0, 0, 0, lacking))
     bias = torch.nn.functional.pad(side.bias, (0, lacking), value=-torch.inf)[..., :n]
     own = (padded[..., :n, :] == x).all(-1) & ~torch.isneginf(bias)
-    if field.mask_self or not bool(own.any()):
+    if field.mask_self or isinstance(field.masses, KernelMasses) or not bool(own.any()):
         return torch.zeros(x.shape[:-1], dtype=torch.float64, device=x.device), torch.zeros_like(x)
     logit = bias - side.cost.matched(x, x) / side.taus
     # Against the mass of all others, which is exact also where the share is next to 1.
     others = side.kernel(x, mask_self=True)
     share = torch.where(own, torch.sigmoid(logit - others.log_mass(side.bias)), 0.0)
-    return share, share[..., None] * side.pull(x, field.velocity, others).double()
+    mass = torch.ones_like(share)
+    if field.masses is not None:
+        mass = field.masses(field, field.data.kernel(x), side.kernel(x), True)[1]
+    return share, (mass * share)[..., None] * side.pull(x, field.velocity, others).double()
 
 
 def unclaimed(field: SoftmaxField) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from keodrift.checks import check_cloud
 from keodrift.errors import ShapeError
-from keodrift.reductions.precision import full_precision
+from keodrift.precision import full_precision
 
 VectorField = Callable[[Tensor], Tensor]
 POINTS = 256  # at a time: a graph may hold all their pairs with the clouds of the field

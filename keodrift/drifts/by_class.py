@@ -22,7 +22,7 @@ Fit = Callable[[Clouds, Field | None], Field]
 Together = Callable[[int, int, int], bool]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
     """Classes that were solved as one batch.
 
@@ -41,7 +41,7 @@ class Part:
     drift: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClassField(Field):
     """One field a class.
 

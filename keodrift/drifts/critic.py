@@ -16,11 +16,11 @@ from torch.nn.functional import softplus
 from keodrift.checks import check_choice, check_positive
 from keodrift.drifts.base import CarriedDrift
 from keodrift.drifts.clouds import Clouds
-from keodrift.drifts.draws import seeded
+from keodrift.drifts.draws import check_seed, seeded
 from keodrift.drifts.witness import WitnessField
 from keodrift.errors import DivergedError, OptionError
 from keodrift.fields import Field
-from keodrift.reductions.precision import full_precision
+from keodrift.precision import full_precision
 
 MODULE = "network(d) → a module from (K, d) to (K, 1)"
 LOG2 = math.log(2)
@@ -137,6 +137,7 @@ class CriticDrift(CarriedDrift):
         check_positive("steps", self.steps, integer=True)
         check_positive("lr", self.lr)
         check_positive("weight", self.weight)
+        check_seed("seed", self.seed)
         if self.penalty not in (None, "spectral", "gradient"):
             raise OptionError("penalty", repr(self.penalty), "None, 'spectral' or 'gradient'")
         if not (self.network is None or callable(self.network)):
@@ -162,8 +163,11 @@ class CriticDrift(CarriedDrift):
                 if known is not None:
                     optimizer.load_state_dict(deepcopy(known[1]))
                     optimizer.param_groups[0]["lr"] = self.lr
-                bounds.append(self._train(network, optimizer, *problem))
-                networks.append(network.requires_grad_(False))
+                # Layers that draw, such as dropout, go on where the last fit ended.
+                done = max((int(s["step"]) for s in optimizer.state.values()), default=0)
+                with seeded(self.seed + done):
+                    bounds.append(self._train(network, optimizer, *problem))
+                networks.append(network.eval().requires_grad_(False))
                 states.append(optimizer.state_dict())
         bound = torch.stack(bounds).reshape(batch)
         return self._of(clouds.x, clouds.dtype, networks, states, bound)
@@ -172,7 +176,7 @@ class CriticDrift(CarriedDrift):
         """A field to start from, with the state of another, for particles like ``x (…, N, d)``."""
         networks, like = [], x.to(torch.promote_types(x.dtype, torch.float32))
         for weights in state["networks"]:
-            networks.append(self._new(x.shape[-1]).to(like).requires_grad_(False))
+            networks.append(self._new(x.shape[-1]).to(like).eval().requires_grad_(False))
             networks[-1].load_state_dict(weights)
         return self._of(like.detach(), x.dtype, networks, state["optimizers"], state["bound"])
 
@@ -194,7 +198,7 @@ class CriticDrift(CarriedDrift):
             made: Any = _perceptron(d) if self.network is None else self.network(d)
         if not isinstance(made, nn.Module):
             raise OptionError("network", f"a function that returns {type(made).__name__}", MODULE)
-        return made
+        return deepcopy(made)  # it may be the same module every time
 
     def _train(
         self,
@@ -206,7 +210,7 @@ class CriticDrift(CarriedDrift):
         b: Tensor,
     ) -> Tensor:
         """Some steps up the dual objective; its value at the last of them."""
-        network.requires_grad_()
+        network.train().requires_grad_()
         slope, conjugate = DUALS[self.divergence]
         points, weights = torch.cat([x, y]), torch.cat([a, b]) / 2
         points.requires_grad_(self.penalty == "gradient")

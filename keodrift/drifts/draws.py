@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -20,12 +21,19 @@ def check_generator(generator: object) -> None:
     Raises:
         OptionError: It is neither a random generator of torch nor a seed.
     """
-    if isinstance(generator, torch.Generator):
-        return
-    seed = generator if isinstance(generator, int) and not isinstance(generator, bool) else -1
-    if not 0 <= seed < 1 << 63:
-        needs = "a torch.Generator, or a seed: an integer from 0 to 2⁶³ − 1"
-        raise OptionError("generator", repr(generator), needs)
+    if not isinstance(generator, torch.Generator):
+        check_seed("generator", generator, "a torch.Generator, or ")
+
+
+def check_seed(name: str, seed: object, instead: str = "") -> None:
+    """Checks that an option is a seed.
+
+    Raises:
+        OptionError: It is none.
+    """
+    number = -1 if isinstance(seed, bool) or not isinstance(seed, Integral) else int(seed)
+    if not 0 <= number < 1 << 63:
+        raise OptionError(name, repr(seed), f"{instead}a seed: an integer from 0 to 2⁶³ − 1")
 
 
 @contextmanager
@@ -37,7 +45,7 @@ def seeded(seed: int) -> Iterator[None]:
     before = torch.get_default_dtype()
     # torch.manual_seed would reseed every GPU too; the CPU generator is all that nn.Linear uses.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(int(seed))
         torch.set_default_dtype(torch.float32)
         try:
             yield
@@ -48,6 +56,6 @@ def seeded(seed: int) -> Iterator[None]:
 def normals(generator: int | torch.Generator, *shape: int, like: Tensor) -> Tensor:
     """Standard normal numbers in float64, on the device of ``like``."""
     if not isinstance(generator, torch.Generator):
-        generator = torch.Generator().manual_seed(generator)
+        generator = torch.Generator().manual_seed(int(generator))
     drawn = torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float64)
     return drawn.to(like.device)

@@ -30,7 +30,8 @@ class EvenMasses:
         self, field: SoftmaxField, data: GibbsKernel, model: GibbsKernel, at_particles: bool
     ) -> tuple[Tensor, Tensor]:
         """The mass, twice."""
-        return self.value, self.value
+        value = self.value.clone()  # a tensor made in inference mode cannot enter a graph
+        return value, value
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import KW_ONLY, dataclass
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from keodrift.drifts.clouds import Clouds, count
 from keodrift.drifts.softmax import SoftmaxDrift, log_columns
 from keodrift.errors import OptionError
-from keodrift.fields import Field, SoftmaxField
+from keodrift.fields import Field, SoftmaxField, cut
 from keodrift.reductions import GibbsKernel
 
 
@@ -39,9 +38,7 @@ class ProxyMasses:
             rows = kernel.log_mass(counts)
             rows = rows.masked_fill(torch.isneginf(rows), 0)  # a lone particle, masked, has none
             total = total + kernel.log_mass(bias) - rows / 2
-        # Only where hardly a particle is, columns are so small that the mass exceeds all pairs.
-        most = math.log(self.data.shape[-1] * self.model.shape[-1])
-        mass = total.clamp(max=most).exp()
+        mass = cut(total, self.data, self.model).exp()
         return mass, mass
 
 
@@ -52,11 +49,13 @@ class SinkhornProxyDrift(SoftmaxDrift):
     As `TwoSidedDrift` with ``form="joint"``, but the rows of the data and those of the model cloud
     are normalised apart, so that with ``mask_self=False`` it vanishes where q = p. Its masses s⁺s⁻
     make it no gradient: it turns, and like the score field it does not see mass that has to cross
-    a gap. Away from the particles A takes the column sums of the fit.
+    a gap. Away from the particles A takes the column sums of the fit; where hardly a particle is,
+    its mass is cut at N·M.
 
     Attributes:
         population_scaling: Multiplies A⁺ by √(N/M), which takes the batch sizes out of its row
-            sums; without, the field grows like √(M/N).
+            sums; without, the field grows like √(M/N). Either way it grows like √(K/N) with K
+            other draws of the model (``model=``).
 
     Source: "On the Wasserstein gradient flow interpretation of drifting models", arXiv 2605.05118,
     section 3.2 and Appendix B.

@@ -15,7 +15,7 @@ from keodrift.drifts.clouds import Clouds
 from keodrift.drifts.softmax import SoftmaxDrift
 from keodrift.errors import ConvergenceWarning, OptionError, users_stacklevel
 from keodrift.fields import Field, RowMasses, SoftmaxField
-from keodrift.reductions.precision import full_precision
+from keodrift.precision import full_precision
 from keodrift.transport import (
     Again,
     Carried,

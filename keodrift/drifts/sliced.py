@@ -56,13 +56,18 @@ class SlicedField(Field):
             tensor.clone() if at.requires_grad else tensor
             for tensor in (clouds.z, clouds.y, clouds.c, clouds.b, self.directions)
         )
+        # About the model's mean, so that projections round by the size of the clouds.
+        origin = (of_model[..., None] * model).sum(-2, keepdim=True)
+        about = [points.double() - origin for points in (at, model, data)]
+        size = about[1].norm(dim=-1).masked_fill(of_model == 0, 0).amax(-1, keepdim=True)
         for some in directions.split(self.chunk):
-            lines = [(points.double() @ some.T).mT.contiguous() for points in (at, model, data)]
+            lines = [(points @ some.T).mT.contiguous() for points in about]
             c, b = (
                 weights.unsqueeze(-2).expand(line.shape)
                 for weights, line in ((of_model, lines[1]), (of_data, lines[2]))
             )
-            total = total + monotone_shift(lines[0], lines[1], c, lines[2], b).mT @ some
+            moved = monotone_shift(lines[0], lines[1], c, lines[2], b, size[..., None])
+            total = total + moved.mT @ some
         return saturated(total / len(self.directions), clouds.dtype if z is None else z.dtype)
 
 

@@ -199,7 +199,9 @@ class TwoSidedDrift(SoftmaxDrift):
         rows = JointRows(b.log(), c.log(), a, self.floor or 0.0)
         if self.floor is None:
             return self.field(clouds, *biases, masses=rows, kernels=kernels)
-        return self.field(clouds, *biases, kind=FlooredField, rows=rows, kernels=kernels)
+        return self.field(
+            clouds, *biases, kind=FlooredField, rows=rows, masses=rows, kernels=kernels
+        )
 
 
 def log_columns(kernels: tuple[GibbsKernel, GibbsKernel], bias: Tensor) -> tuple[Tensor, Tensor]:

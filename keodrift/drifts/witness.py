@@ -14,7 +14,7 @@ from keodrift.drifts.base import Drift
 from keodrift.drifts.clouds import Clouds
 from keodrift.errors import OptionError
 from keodrift.fields import Field, saturated
-from keodrift.reductions.precision import full_precision
+from keodrift.precision import full_precision
 
 Witness = Callable[[Tensor], Tensor]
 NEEDS = "a function of points z (…, K, d) that returns (…, K) and that autograd can follow"

@@ -7,14 +7,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from keodrift.checks import check_finite, check_labels
-from keodrift.errors import ArgumentError, ShapeError
+from keodrift.checks import check_finite, check_labels, check_positive
+from keodrift.errors import ArgumentError, DtypeError, ShapeError
 
 Metric = Callable[[Tensor, Tensor], float]
 
 
 def check_pair(x: Tensor, y: Tensor, name: str, least: int = 1) -> None:
     """Checks two clouds ``(N, d)`` and ``(M, d)`` of at least so many finite points."""
+    for which, points in (("x", x), (name, y)):
+        if not isinstance(points, Tensor) or points.dtype.is_complex:
+            raise DtypeError(which, type(points).__name__, "a tensor of real numbers")
     if x.ndim != 2 or len(x) < least:
         raise ShapeError("x", tuple(x.shape), f"a shape (N, d) with N ≥ {least}")
     if y.ndim != 2 or len(y) < least or y.shape[1] != x.shape[1]:
@@ -32,14 +35,13 @@ def subsample(points: Tensor, cap: int, generator: torch.Generator | None = None
         generator: Decides which; a fixed one if None, so that equal calls agree.
 
     Raises:
-        ArgumentError: ``cap`` is below 1.
+        ArgumentError: ``cap`` is no positive integer.
 
     Example:
         >>> subsample(torch.zeros(10, 2), 4).shape
         torch.Size([4, 2])
     """
-    if cap < 1:
-        raise ArgumentError("cap", cap, "at least one point")
+    check_positive("cap", cap, integer=True)
     if len(points) <= cap:
         return points
     if generator is None:

@@ -176,8 +176,8 @@ def mmd_squared(
     """
     check_pair(x, y, "y")
     bandwidth = median_distance(x, y) if bandwidth is None else bandwidth
-    if not bandwidth > 0:
-        raise ArgumentError("bandwidth", bandwidth, "a positive length")
+    if not (bandwidth > 0 and 0 < bandwidth**2 < math.inf):
+        raise ArgumentError("bandwidth", bandwidth, "a positive length, its square as well")
     x, y = x.detach().double(), y.detach().double()
 
     def mean(p: Tensor, q: Tensor) -> float:

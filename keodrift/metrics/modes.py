@@ -12,7 +12,7 @@ from keodrift.metrics.clouds import check_pair
 from keodrift.reductions import nearest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ModeCoverage:
     """How a cloud is spread over known modes.
 
@@ -63,7 +63,7 @@ def mode_coverage(x: Tensor, modes: Tensor, radius: float) -> ModeCoverage:
     check_pair(x, modes, "modes")
     if not radius > 0:
         raise ArgumentError("radius", radius, "a positive distance")
-    distance, mode = nearest(x.detach(), modes.to(x))
+    distance, mode = nearest(x.detach().double(), modes.to(x.device).double())
     counts = torch.bincount(mode[distance <= radius], minlength=len(modes))
     masses = counts.to(torch.float32) / len(x)
     return ModeCoverage(

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from keodrift.costs import Cost
+from keodrift.precision import full_precision
 from keodrift.reductions.blocks import exclude_self, pair_costs, weighted_sums
-from keodrift.reductions.precision import full_precision
 from keodrift.reductions.sizes import sizes
 
 

@@ -8,23 +8,44 @@ guess, empty rows and graph are settled here, and an engine answers on working c
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from typing import ClassVar, final
+from typing import Any, ClassVar, ParamSpec, TypeVar, final
 
 import torch
 from torch import Tensor
 
 from keodrift.errors import CostError
+from keodrift.precision import full_precision, is_full
 from keodrift.reductions.frame import Frame
-from keodrift.reductions.precision import in_full_precision
 from keodrift.reductions.shortage import within_memory
 
 # Temperatures τ or 1/τ beyond which slopes of a distance are taken in float64: with quotients by
 # distances, single precision would overflow.
 STEEP = 1e8
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def in_full_precision(verb: Callable[P, R]) -> Callable[P, R]:
+    """A method of a kernel, in full precision."""
+
+    @functools.wraps(verb)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        kernel: Any = args[0]
+        device = kernel.frame.x.device.type
+        if is_full(device):  # as in every half-step of a solve, where microseconds count
+            return verb(*args, **kwargs)
+        with full_precision(device):
+            return verb(*args, **kwargs)
+
+    return guarded
 
 
 class Engine(ABC):

@@ -8,8 +8,6 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components, csgraph_from_dense, dijkstra
 from torch import Tensor
 
 from keodrift.reductions import all_costs
@@ -31,8 +29,8 @@ def exact_potential(problem: EntropicProblem) -> Tensor | None:
     """The potential on y at τ = 0, in units of the problem's τ, float64 ``(…, M)``.
 
     Small problems, whose marginals are held; a mask is not seen. Problems of a batch are solved one
-    after the other, on the CPU. Where modes exchange nothing it is amid all optimal ones. None where
-    a cost is not finite, or POT does not load.
+    after the other, on the CPU. Where modes exchange nothing it is amid all optimal ones. None
+    where a cost is not finite, or POT does not load.
 
     Source: Flamary et al., POT: Python Optimal Transport, JMLR 2021 (`ot.emd`).
     """
@@ -68,6 +66,9 @@ def _middle(upper: np.ndarray, v: np.ndarray, plan: np.ndarray) -> np.ndarray:
         v: The potential on y that was found.
         plan: The transport that was found.
     """
+    from scipy.sparse import coo_matrix  # which POT has imported by now
+    from scipy.sparse.csgraph import connected_components, csgraph_from_dense, dijkstra
+
     n, m = plan.shape
     i, j = (plan > SPECK).nonzero()
     exchange = coo_matrix((np.ones(len(i)), (i, n + j)), shape=(n + m, n + m))

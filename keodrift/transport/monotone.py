@@ -5,10 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-TIES = 16 * torch.finfo(torch.float64).eps  # of the largest coordinate: what projections round to
+TIES = 16 * torch.finfo(torch.float64).eps  # of the size: what projections round to
 
 
-def monotone_shift(z: Tensor, source: Tensor, a: Tensor, target: Tensor, b: Tensor) -> Tensor:
+def monotone_shift(
+    z: Tensor,
+    source: Tensor,
+    a: Tensor,
+    target: Tensor,
+    b: Tensor,
+    size: Tensor | float | None = None,
+) -> Tensor:
     """T(z) − z for the monotone map T of one cloud on a line onto another.
 
     An atom goes to the mean of the quantiles that its mass takes up, atoms at one place to one
@@ -21,6 +28,8 @@ def monotone_shift(z: Tensor, source: Tensor, a: Tensor, target: Tensor, b: Tens
         a: Its weights with sum 1, ``(…, N)``; atoms of weight 0 are not there.
         target: The cloud it is moved onto, float64 ``(…, M)``.
         b: Its weights with sum 1, ``(…, M)``.
+        size: Of the coordinates whose roundings the line has, ``(…, 1)``, such as the radius of
+            the cloud that was projected; the largest on the line by default.
 
     Returns:
         ``(…, K)``, in units of length.
@@ -33,7 +42,9 @@ def monotone_shift(z: Tensor, source: Tensor, a: Tensor, target: Tensor, b: Tens
         >>> monotone_shift(torch.tensor([-5.0, 0.0, 0.5, 1.0]).double(), x, halves, y, quarters)
         tensor([2., 2., 2., 2.], dtype=torch.float64)
     """
-    atoms, shifts = _shifts(source, a, target, b)
+    if size is None:
+        size = torch.where(a > 0, source.abs(), 0.0).amax(-1, keepdim=True)
+    atoms, shifts = _shifts(source, a, target, b, TIES * size)
     last = (a > 0).sum(-1, keepdim=True) - 1
     above = torch.searchsorted(atoms, z.detach().contiguous())
     below, above = (above - 1).clamp(min=0).minimum(last), above.minimum(last)
@@ -43,10 +54,14 @@ def monotone_shift(z: Tensor, source: Tensor, a: Tensor, target: Tensor, b: Tens
     return before + (z - start) / gap * (after - before)
 
 
-def _shifts(source: Tensor, a: Tensor, target: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The atoms in order, those without weight at infinity behind them, and how far they go."""
+def _shifts(
+    source: Tensor, a: Tensor, target: Tensor, b: Tensor, ties: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    """The atoms in order, those without weight at infinity behind them, and how far they go.
+
+    Those nearer than ``ties`` are at one place.
+    """
     atoms, order = source.masked_fill(a == 0, torch.inf).sort(-1)
-    ties = TIES * torch.where(a > 0, source.abs(), 0.0).amax(-1, keepdim=True)
     levels = torch.nn.functional.pad(_levels(a.gather(-1, order)), (1, 0))
     low = levels.gather(-1, torch.searchsorted(atoms, atoms - ties))
     high = levels.gather(-1, torch.searchsorted(atoms, atoms + ties, right=True))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from keodrift.checks import check_positive
 from keodrift.errors import ConvergenceWarning, OptionError, users_stacklevel
-from keodrift.reductions.precision import full_precision
+from keodrift.precision import full_precision
 from keodrift.transport.anderson import Anderson
 from keodrift.transport.problem import EntropicProblem
 

@@ -22,8 +22,7 @@ from keodrift.reductions.blocks import (
 from keodrift.reductions.engines.pairs import PairKernel
 from keodrift.reductions.engines.tiled import Tiled
 from keodrift.reductions.frame import Frame
-from keodrift.reductions.kernel import Engine, GibbsKernel
-from keodrift.reductions.precision import in_full_precision
+from keodrift.reductions.kernel import Engine, GibbsKernel, in_full_precision
 from keodrift.reductions.shortage import within_memory
 from keodrift.reductions.sizes import sizes
 

@@ -1,4 +1,4 @@
-"""Full precision inside the kernels, whatever the process has chosen for its networks."""
+"""Full precision for pairs, whatever the process has chosen for its networks."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
 
 _lock = threading.Lock()
 _inside: Counter[str] = Counter()  # how many are, by the setting they need
@@ -33,7 +29,7 @@ def full_precision(device: str) -> Iterator[None]:
     Args:
         device: Type of the device that holds the points.
     """
-    if _is_inside(device):
+    if is_full(device):
         yield
         return
     mine: set[str] = _mine.__dict__.setdefault("devices", set())
@@ -57,7 +53,7 @@ def full_precision(device: str) -> Iterator[None]:
                     write(_kept.pop(setting))
 
 
-def _is_inside(device: str) -> bool:
+def is_full(device: str) -> bool:
     """Whether this thread has nothing left to turn off for a device."""
     return device in _mine.__dict__.get("devices", ()) and not torch.is_autocast_enabled(device)
 
@@ -85,18 +81,3 @@ def _forget_other_threads() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_other_threads)
-
-
-def in_full_precision(verb: Callable[P, R]) -> Callable[P, R]:
-    """A method of a kernel, in full precision."""
-
-    @functools.wraps(verb)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-        kernel: Any = args[0]
-        device = kernel.frame.x.device.type
-        if _is_inside(device):  # as in every half-step of a solve, where microseconds count
-            return verb(*args, **kwargs)
-        with full_precision(device):
-            return verb(*args, **kwargs)
-
-    return guarded
