@@ -7,6 +7,7 @@ biases and the masses m± come about.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
@@ -19,6 +20,8 @@ from keodrift.costs import Cost
 from keodrift.errors import ArgumentError
 from keodrift.reductions import Engine, GibbsKernel, gibbs_kernel
 from keodrift.transport import Coupling
+
+LARGEST = math.log(1e15)  # log of a mass, with which velocities still fit into float32
 
 
 class Field(ABC):
@@ -223,7 +226,8 @@ def cut(log_mass: Tensor, data: Tensor, model: Tensor) -> Tensor:
         data: Log multiplicities of the data, ``(…, M)``.
         model: The same for the model cloud.
     """
-    return log_mass.minimum(data.logsumexp(-1, keepdim=True) + model.logsumexp(-1, keepdim=True))
+    most = data.logsumexp(-1, keepdim=True) + model.logsumexp(-1, keepdim=True)
+    return log_mass.minimum(most.clamp_max(LARGEST))
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from keodrift.checks import check_cloud, check_positive
 from keodrift.drifts import SoftmaxDrift
-from keodrift.errors import ArgumentError, ShapeError
+from keodrift.errors import ArgumentError, ShapeError, TemperatureError
 from keodrift.fields import Field, Side, two_sides
 from keodrift.reductions import mean_cost
 
 # By how much a logit may move for a central difference of log-masses, whose error is its square.
 STEP = 1e-2
 HALVINGS = 40
+REACHED = "a number that some temperature reaches"
 
 
 def row_entropy(side: Side, z: Tensor) -> Tensor:
@@ -122,7 +123,10 @@ def tau_for_neighbours(
         raise ArgumentError("neighbours", neighbours, f"a number between 1 and M = {len(y)}")
 
     def excess(log_tau: float) -> float:
-        field = replace(drift, tau=math.exp(log_tau)).fit(x, y)
+        try:
+            field = replace(drift, tau=math.exp(log_tau)).fit(x, y)
+        except (TemperatureError, OverflowError) as error:
+            raise ArgumentError("neighbours", neighbours, REACHED) from error
         return math.log(float(effective_neighbours(two_sides(field, "drift"))) / neighbours)
 
     low = high = math.log(drift.tau)
@@ -137,11 +141,11 @@ def tau_for_neighbours(
         if before * found <= 0:
             break
     else:
-        raise ArgumentError("neighbours", neighbours, "a number that some temperature reaches")
+        raise ArgumentError("neighbours", neighbours, REACHED)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         value = excess(middle)
         if abs(value) <= rtol:
-            break
+            return math.exp(middle)
         low, high = (middle, high) if value * before > 0 else (low, middle)
-    return math.exp(middle)
+    raise ArgumentError("neighbours", neighbours, REACHED)

@@ -23,7 +23,13 @@ from keodrift.costs import (
     recognised,
     squared,
 )
-from keodrift.errors import ArgumentError, CostError, OptionError, OutOfMemoryError
+from keodrift.errors import (
+    ArgumentError,
+    CostError,
+    OptionError,
+    OutOfMemoryError,
+    TemperatureError,
+)
 from keodrift.reductions import all_costs, gibbs_kernel, mean_cost
 
 
@@ -340,3 +346,31 @@ def test_an_expression_need_not_be_hashable(cloud, keops):
     x, y, drift = cloud(0, 20, 2), cloud(1, 30, 2), kd.OneSidedDrift(1.0, cost=Unhashable(1.5))
     expected = replace(drift, backend="dense")(x, y)
     torch.testing.assert_close(replace(drift, backend="keops")(x, y), expected)
+
+
+def test_trying_a_cost_on_a_batch_looks_at_every_problem_and_not_at_more_pairs(cloud, monkeypatch):
+    seen = []
+
+    def rough(x, y):
+        value = (x - y).abs().sum(-1) ** 1.5
+        seen.append(value.numel())
+        return value
+
+    cost = kd.Cost("rough", rough)
+    check_cost(cost, cloud(0, 128, 64, 3), cloud(1, 128, 64, 3))
+    assert max(seen) <= (2 * 64) ** 2
+    odd = cloud(0, 128, 64, 3)
+    odd[77] *= 1e4
+
+    def near(x, y):
+        distance = (x - y).abs().sum(-1)
+        return (distance**1.5).where(distance < 1e3, torch.inf)
+
+    check_cost(kd.Cost("near", near), cloud(0, 128, 64, 3))
+    with pytest.raises(CostError):
+        check_cost(kd.Cost("near", near), odd)
+
+
+def test_costs_beyond_what_formulas_can_hold_are_refused(cloud):
+    with pytest.raises(TemperatureError, match="^tau"):
+        kd.OneSidedDrift(1e-30)(cloud(0, 9, 2), cloud(1, 9, 2) + 3)

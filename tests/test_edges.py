@@ -284,10 +284,10 @@ def test_steep_distances_have_finite_gradients(cloud):
 
 @pytest.mark.parametrize("tau", [0.01, 0.1])
 @pytest.mark.parametrize("make", [kd.OneSidedDrift, kd.SinkhornDrift])
-@pytest.mark.parametrize("where", ["padded", "far"])
+@pytest.mark.parametrize("where", ["padded", "far", "most"])
 def test_points_that_do_not_count_cost_no_digits(cloud, make, tau, where):
-    """Padding at 0 of clouds that lie far from it, and one weightless point far from the clouds."""
-    offset, dead, place = {"padded": (300, 40, 0), "far": (0, 1, 1e6)}[where]
+    """Padding at 0 of clouds that lie far from it, and weightless points far from the clouds."""
+    offset, dead, place = {"padded": (300, 40, 0), "far": (0, 1, 1e6), "most": (0, 70, 1e6)}[where]
     x, y = (cloud(s, 100, 2, dtype=torch.float32) + offset for s in (0, 1))
     weights = (torch.arange(100) >= dead).float()
     x = x[dead:].clone()

@@ -187,6 +187,31 @@ def test_a_wrong_guess_costs_time_and_not_the_answer(cloud, engine, far):
     case.check_average(case.kernel(engine).barycentre(case.bias, guess=shift))
 
 
+def test_a_bad_guess_does_not_reach_the_transposed_kernel(cloud):
+    """What was absorbed about it is cut, and must not be taken for exact by columns later."""
+    x, y = cloud(0, 6, 2), cloud(1, 5, 2)
+    bias, rows = torch.zeros(5, dtype=torch.float64), torch.full((6,), -73.0, dtype=torch.float64)
+    rows[2] = -70
+    exact = [k.log_mass(b) for k, b in zip(pair(x, y), (bias, rows), strict=True)]
+    bad = exact[0].clone()
+    bad[2] -= 70
+    kernel, turned = pair(x, y)
+    torch.testing.assert_close(kernel.log_mass(bias, bad), exact[0])
+    torch.testing.assert_close(turned.log_mass(rows, exact[1]), exact[1])
+
+
+def pair(x, y):
+    kernel = gibbs_kernel(x, y, backend="dense")
+    return kernel, kernel.T
+
+
+@pytest.mark.parametrize("engine", ["dense", "tiled"])
+def test_without_any_atom_there_is_no_mass(cloud, engine):
+    kernel = gibbs_kernel(cloud(0, 4, 2), cloud(1, 5, 2), backend=engine)
+    nothing = torch.full((5,), -torch.inf, dtype=torch.float64)
+    assert kernel.log_mass(nothing).tolist() == [-math.inf] * 4
+
+
 @pytest.mark.parametrize("engine", STORED)
 def test_guesses_in_which_some_rows_underflow(cloud, engine):
     """A plain sum about a guess 60 above the answer leaves float32 only denormals."""

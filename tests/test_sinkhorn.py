@@ -320,13 +320,34 @@ def test_what_single_precision_cannot_tell_is_not_called_converged(backend):
     assert bool(drift.fit(x.double(), y.double()).converged)
 
 
+@pytest.mark.parametrize("drift_tol", [1e-1, 1e-3, 1e-6])
+def test_a_solve_far_below_its_tolerance_goes_on_until_the_drift_stands_still(drift_tol):
+    random = torch.Generator().manual_seed(113)
+    x, y = (torch.randn(60, 2, generator=random, dtype=torch.float64) for _ in range(2))
+    y[:30] += 3
+    exact = kd.SinkhornDrift(0.3, tol=1e-12)(x, y)
+    v = kd.SinkhornDrift(0.3, tol=0.1, drift_tol=drift_tol)(x, y)
+    assert float((v - exact).norm() / exact.norm()) <= drift_tol
+
+
+def test_no_error_is_more_than_distributions_are_apart(cloud):
+    x, y = cloud(0, 50, 2, dtype=torch.float32), cloud(1, 50, 2, dtype=torch.float32)
+    x[0] = 1e6  # whose roundings could hide anything
+    with pytest.warns(ConvergenceWarning, match="use float64"):
+        field = kd.SinkhornDrift(0.05).fit(x, y)
+    assert 1 < float(field.marginal_error) <= 2
+
+
 def test_a_mask_that_leaves_no_coupling_is_said(cloud):
     x, y = cloud(0, 5, 2), cloud(1, 6, 2)
     heavy = torch.tensor([0.6, 0.1, 0.1, 0.1, 0.1])
     drift = kd.SinkhornDrift(0.5, mask_self=True)
     for particles, options in ((x, {"x_weights": heavy}), (x[:1], {}), (x[:1], {"negatives": y})):
-        with pytest.warns(ConvergenceWarning, match="without the pairs i = i"):
+        with pytest.warns(
+            ConvergenceWarning, match="without the pairs i = i.*mask_self=False"
+        ) as w:
             field = drift.fit(particles, y, **options)
+        assert not any("float64" in str(one.message) for one in w)  # which would not help
         assert not bool(field.converged) and float(field.marginal_error) == 2
         assert "without the pairs" in field.reason and torch.isfinite(field()).all()
     even = drift.fit(x, y, x_weights=torch.tensor([0.5, 0.125, 0.125, 0.125, 0.125]))

@@ -217,3 +217,15 @@ def test_many_small_problems_are_begun_some_at_a_time(cloud, resized, monkeypatc
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
     assert held == [3, 3, 3, 1]
+
+
+def test_a_weightless_point_far_away_does_not_move_the_clusters(cloud):
+    points = cloud(0, 300, 2, dtype=torch.float32) * 0.1
+    points[150:] += 4
+    weights = torch.full((300,), 1 / 300, dtype=torch.float64)
+    padded = torch.cat([torch.full((1, 2), 1e6), points])
+    shares = torch.cat([torch.zeros(1, dtype=torch.float64), weights])
+    centres, masses = clusters.cluster(padded, shares, 20)
+    expected, held = clusters.cluster(points, weights, 20)
+    torch.testing.assert_close(centres, expected)
+    torch.testing.assert_close(masses, held)

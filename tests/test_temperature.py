@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import reference as ref
@@ -76,3 +77,13 @@ def test_neighbours_at_every_temperature(cloud, cost, rho, dtype):
     rows = ref.softmax(ref.log_kernel(x, y, cost, tau) + field.data.bias)
     entropy = -torch.special.xlogy(rows, rows).sum(-1).mean()
     assert float(kd.effective_neighbours(field)) == pytest.approx(float(entropy.exp()), rel=2e-3)
+
+
+def test_numbers_that_no_temperature_reaches_are_refused(cloud):
+    x = cloud(0, 50, 2)
+    with pytest.raises(ArgumentError, match="^neighbours"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tau_for_neighbours(kd.SinkhornDrift(1.0), x[:1], x, 5.0)  # one row holds all data
+    twice = (cloud(1, 20, 2, dtype=torch.float32) + 1e6).repeat(2, 1)
+    with pytest.raises(ArgumentError, match="^neighbours"):
+        tau_for_neighbours(kd.OneSidedDrift(1.0), twice, twice, 1.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,11 +14,12 @@ from keodrift.costs.cost import Cost
 from keodrift.costs.named import COSTS, cosine, euclidean, mahalanobis, squared
 from keodrift.errors import CostError, OptionError, TemperatureError
 
-PROBES = 32  # points of a cloud, at most, that a user's cost is tried on
+PROBES = 32  # points of a cloud, at most, that a user's cost is tried on; √B fewer in a batch of B
 # Sizes of further clouds of probes, relative to the points': what agrees among near points alone,
 # or along the line on which they happen to lie, is told apart there.
 SPREADS, PROBED = (1e-3, 1.0, 1e3), 16
 AGREEMENT = 1e-9  # of values, relative to a pair's own and the largest
+LARGEST = 1e29  # of C/τ in any dtype: formulas that are compiled have −1e30 for −∞
 FORM_DIMENSION = 32  # up to which a quadratic form is looked for: d² pairs are evaluated
 
 
@@ -93,8 +95,9 @@ def recognised(cost: Cost, points: Tensor) -> Cost:
 
 
 def _few(clouds: Sequence[Tensor]) -> Tensor:
-    """Some points of each cloud, evenly picked."""
-    return torch.cat([z[..., :: -(-z.shape[-2] // PROBES), :] for z in clouds], -2)
+    """Some points of each cloud, evenly picked; fewer of each problem of a large batch."""
+    most = max(2, int(PROBES / math.sqrt(max(1, math.prod(clouds[0].shape[:-2])))))
+    return torch.cat([z[..., :: -(-z.shape[-2] // most), :] for z in clouds], -2)
 
 
 def _agree(values: Tensor, others: Tensor) -> bool:
@@ -144,7 +147,8 @@ def check_temperature(tau: float, cost: Cost, *clouds: Tensor) -> None:
     else:
         few = _few(clouds)
         widest = 16 * cost.pairs(few, few).abs().double()
-    reach, limit = float(widest.max()) / tau, torch.finfo(clouds[0].dtype).max / 1024
+    reach = float(widest.max()) / tau
+    limit = min(torch.finfo(clouds[0].dtype).max / 1024, LARGEST)
     if not reach < limit:
         needs = f"one at which it stays below {limit:.0e}"
         needs += ", or float64" if clouds[0].dtype != torch.float64 else ""

@@ -41,6 +41,8 @@ class Cloud:
         mass = checks.check_weights(f"{name}_weights", weights, cloud)
         if labels is not None:
             checks.check_labels(f"{name}_labels", labels, cloud)
+        if points is not like:
+            cloud = _gathered(cloud, mass)
         return Cloud(name, cloud, mass, labels)
 
     def part(self, index: Tensor, alive: Tensor) -> Cloud:
@@ -51,6 +53,19 @@ class Cloud:
     def shares(self) -> Tensor:
         """The weights with sum 1."""
         return checks.normalised(f"{self.name}_weights", self.weights)
+
+
+def _gathered(points: Tensor, weights: Tensor) -> Tensor:
+    """Points of weight 0 where one with weight is: padding may be anywhere, far from all others.
+
+    In float32 it would cost the others their digits, if it were most of a cloud.
+    """
+    dead = weights == 0
+    if not bool(dead.any()):
+        return points
+    first = (~dead).int().argmax(-1)[..., None, None]
+    there = points.gather(-2, first.expand(*first.shape[:-1], points.shape[-1]))
+    return torch.where(dead[..., None], there, points)
 
 
 @dataclass(frozen=True)

@@ -132,11 +132,10 @@ class SinkhornDrift(SoftmaxDrift):
 
     def _refined(self, clouds: Clouds, field: SoftmaxField, drift_tol: float) -> SoftmaxField:
         """The field, solved further until it stands still."""
-        solver, v, share = self.solver, field().double(), math.inf
+        v, share = field().double(), math.inf
         for _ in range(REFINEMENTS):
-            solver = replace(solver, tol=solver.tol / 4)
             with full_precision(clouds.x.device.type):  # once, and not in every half-step
-                found = [solver.solve(old.problem, Again(old)) for old in field.couplings]
+                found = [self._further(old) for old in field.couplings]
             pairs = zip(field.couplings, found, strict=True)
             if any(
                 old.half_steps == new.half_steps and not new.converged.all() for old, new in pairs
@@ -156,6 +155,12 @@ class SinkhornDrift(SoftmaxDrift):
             stacklevel=users_stacklevel(),
         )
         return field
+
+    def _further(self, old: Coupling) -> Coupling:
+        """Solved to a quarter of its error: one that is far below its tolerance moves as well."""
+        tol = min(self.tol, float(old.marginal_error.max())) / 4
+        solver = replace(self.solver, tol=max(tol, math.ulp(0.0)))
+        return solver.solve(old.problem, Again(old))
 
     def _of(self, clouds: Clouds, couplings: tuple[Coupling, ...]) -> SoftmaxField:
         data, model = (coupling.bias for coupling in couplings)

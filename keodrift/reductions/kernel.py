@@ -335,5 +335,5 @@ def _mean(weights: Tensor, values: Tensor) -> Tensor:
 
 def split(bias: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """A float64 bias less its maximum, in a working dtype, and the maximum ``(B, 1)``."""
-    top = bias.amax(-1, keepdim=True)
+    top = bias.amax(-1, keepdim=True).clamp_min(torch.finfo(bias.dtype).min)
     return (bias - top).to(dtype), top

@@ -69,8 +69,11 @@ def cluster(points: Tensor, weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
         Centres ``(k', d)`` and their masses ``(k',)`` with k' ≤ k.
     """
     generator = torch.Generator().manual_seed(0)
+    alive = weights > 0
+    if not bool(alive.all()):  # a padded point may be anywhere
+        points, weights = points[alive], weights[alive]
     shares = weights.cpu()
-    k = min(k, int((shares > 0).sum()))
+    k = min(k, len(shares))
     drawn = _drawn(shares, k, generator).to(points.device)
     # Far from the origin distances by matrix products lose their digits.
     origin = points.double().mean(0)

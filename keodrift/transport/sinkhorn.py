@@ -26,6 +26,7 @@ from keodrift.transport.anderson import Anderson
 from keodrift.transport.problem import EntropicProblem
 
 FARTHEST = 2.0  # L1 distance of two distributions, at most: the error where nothing can be done
+ADVICE = "raise max_half_steps, tol or tau, or use float64"
 STALLED = 10  # sweeps without progress after which roundings are taken for the reason
 
 
@@ -84,7 +85,7 @@ class Coupling:
             return self.error
         p, f = self.problem, self._row_step()
         error = p.marginal_error(self.g, p.column_step(f)) + p.rounding(f, self.g)
-        return torch.where(p.infeasible, FARTHEST, error)
+        return _reported(p, error)
 
     @property
     def converged(self) -> Tensor:
@@ -123,6 +124,16 @@ class Coupling:
         """In float64, for values: its rounding counts τ times."""
         p = self.problem
         return replace(p, x=p.x.double(), y=p.y.double()).row_step(self.g, self.row)
+
+
+def _reported(problem: EntropicProblem, error: Tensor) -> Tensor:
+    """The error of a solve: no two distributions are farther apart than where nothing can be done.
+
+    What the arithmetic may hide knows no such bound.
+    """
+    if problem.reach is None:
+        error = error.clamp(max=FARTHEST)
+    return torch.where(problem.infeasible, FARTHEST, error)
 
 
 Start = Callable[[EntropicProblem, "Sinkhorn"], Coupling]
@@ -166,8 +177,10 @@ class Sinkhorn:
                 return self._iterate(problem, self.half_steps)
             found = self.solve(problem, start)
         if not bool(found.converged.all()):
+            hopeless = bool(problem.infeasible.any())
+            advice = "lower it, or mask_self=False" if hopeless else ADVICE
             warnings.warn(
-                f"Sinkhorn {found.reason}; raise max_half_steps, tol or tau, or use float64.",
+                f"Sinkhorn {found.reason}; {advice}.",
                 ConvergenceWarning,
                 stacklevel=users_stacklevel(),
             )
@@ -214,7 +227,7 @@ class Sinkhorn:
             # What the host reads stalls a GPU: far from the end it is this alone.
             near = floor is None or bool((hopeless | (seen <= tol) | (seen <= floor)).all())
             floor = problem.rounding(f, g) if near or floor is None else floor
-            error = torch.where(hopeless, FARTHEST, seen + floor)
+            error = _reported(problem, seen + floor)
             better = seen < 0.9 * best
             best, stale = seen.where(better, best), torch.where(better, 0, stale + 1)
             done = (error <= tol) | ((seen <= floor) & (stale >= STALLED)) | hopeless

@@ -98,6 +98,8 @@ def plain_sum(cost: Written, factor: str, names: tuple[str, ...]) -> Any:
         # Denormal results would cost more than all the others, so exponents stop at −63: exp of it
         # is lost beside any sum that is accepted, and adding 63 rounds half as much as 64 would.
         exponent = f"ReLU({exponent}+IntCst(63))-IntCst(63)"
+    if cost.masked:  # in the exponent too: that of a point with itself may overflow, and ∞·0 is NaN
+        exponent = f"({exponent})*{_OTHER}"
     weight = f"Exp({exponent})"
     if cost.masked:
         weight += f"*{_OTHER}"

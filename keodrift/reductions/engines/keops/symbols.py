@@ -112,6 +112,12 @@ def _times(a: _Term, b: _Term) -> _Term:
     return _Term(value, _plus(a.through("", b.value), b.through("", a.value)).slope)
 
 
+def _larger(a: _Term, b: _Term) -> _Term:
+    above = f"({a.value}-({b.value}))"
+    slopes = _plus(a.through("", f"Step{above}"), b.through("", f"(IntCst(1)-Step{above})")).slope
+    return _Term(f"IfElse({above},{a.value},{b.value})", slopes)
+
+
 def _inverse(a: _Term) -> _Term:
     value = f"Inv({a.value})"
     return a.through(value, f"-Square({value})")
@@ -205,8 +211,8 @@ class Symbol:
 
     def clamp(self, min: float | None = None, max: float | None = None) -> Symbol:
         """Cut from below and above."""
-        low = self if min is None else (self - min).relu() + min
-        return low if max is None else -((-low + max).relu()) + max
+        low = self if min is None else self._with(min, _larger)
+        return low if max is None else -((-low)._with(-_numbers(max), _larger))
 
     def sum(self, dim: int = -1, keepdim: bool = False) -> Symbol:
         """The sum over coordinates."""
