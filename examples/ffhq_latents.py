@@ -31,7 +31,7 @@ from keodrift.files import write_json
 from keodrift.plots import new_figure, save_figure
 from keodrift.runs import train as train_run
 from keodrift.settings import run_script
-from keodrift.studies import Row, Study, markdown_table, run_study
+from keodrift.studies import Row, Study, markdown_table, run_study, set_up
 from keodrift.training import checkpoints
 
 FIELDS = {"two-sided": "two_sided", "Sinkhorn, 30 sweeps": "sinkhorn_30"}
@@ -112,7 +112,7 @@ class Faces(Study[Cell]):
         """Trains in a fresh process: what it has used at most is this cell's."""
         fresh = multiprocessing.get_context("spawn")
         threads = (torch.get_num_threads(),)
-        with ProcessPoolExecutor(1, fresh, torch.set_num_threads, threads) as own:
+        with ProcessPoolExecutor(1, fresh, set_up, threads) as own:
             found = own.submit(train, cell.overrides, path.with_suffix("")).result()
         known = {"data": cell.data, "tau": cell.tau, "field": cell.field}  # no paths of a machine
         write_json(path, known | found)

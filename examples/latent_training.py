@@ -249,9 +249,10 @@ def train(cell: Cell, path: Path) -> None:
     )
     for k, trainer.objective in enumerate(objectives, start=1):
         trainer.run(steps * k // len(objectives))
-    found = task.judge(trainer.average, trainer.history, path.with_suffix(""))
+    found = task.judge(trainer.average, path.with_suffix(""))
     known = asdict(replace(cell, mnist_path=None))  # a path is of one machine
     write_json(path, known | found | {"seconds": trainer.history[-1]["seconds"]})
+    task.draw(trainer.average, trainer.history, path.with_suffix(""))
 
 
 @dataclass(frozen=True)

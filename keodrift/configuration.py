@@ -20,7 +20,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType, RangeSweep
 from hydra.errors import HydraException
 from hydra.version import VersionBase
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -68,6 +68,7 @@ class TrainConfig:
 
 
 _SCHEMAS = {"train": TrainConfig}
+_OPTIONAL = "scheduler", "guidance", "classifier", "experiment"
 _HYDRA = threading.RLock()
 
 
@@ -139,10 +140,20 @@ def compose(name: str, overrides: Sequence[str] = ()) -> Any:
         for one in _parse(overrides):
             if re.match(r"hydra\b", one.key_or_group):
                 raise OptionError(one.key_or_group, one.value(), "a key of keodrift")
-        config = OmegaConf.merge(_SCHEMAS[name], hydra_compose(name, list(overrides)))
+        words = [_without_group(one) or str(one.input_line) for one in _parse(overrides)]
+        config = OmegaConf.merge(_SCHEMAS[name], hydra_compose(name, words))
         for key in sorted(OmegaConf.missing_keys(config)):
             raise OptionError(key, "nothing", "a value")
         return config
+
+
+_ESCAPED = {"'": "\\'", "${": "\\${", "": ""}
+
+
+def _without_group(override: Override) -> str | None:
+    """What Hydra calls ``group=null``, where a config may be without the group."""
+    nothing = override.key_or_group in _OPTIONAL and override.value() is None
+    return f"~{override.key_or_group}" if nothing and override.type == OverrideType.CHANGE else None
 
 
 def quoted(value: object) -> str:
@@ -152,7 +163,9 @@ def quoted(value: object) -> str:
         >>> compose("train", [f"output={quoted('of, many = signs')}"]).output
         'of, many = signs'
     """
-    return "'" + str(value).replace("'", "\\'") + "'"
+    # A backslash escapes what follows it if that is a quote, an interpolation, or the end.
+    text = re.sub(r"(\\*)('|\$\{|$)", lambda found: 2 * found[1] + _ESCAPED[found[2]], str(value))
+    return f"'{text}'"
 
 
 def compose_run(overrides: Sequence[str]) -> Any:
@@ -273,7 +286,7 @@ def finished(config: Any) -> dict[str, Any] | None:
     if not path.exists():
         return None
     with reading(path):
-        result = json.loads(path.read_text())
+        result = json.loads(path.read_text(encoding="utf-8"))
         return result if result["steps"] >= config.steps else None
 
 

@@ -135,7 +135,7 @@ def write_json(path: str | Path, value: Any) -> None:
         {'w2_squared': 0.5}
     """
     with atomic_path(path) as draft:
-        draft.write_text(json.dumps(value, indent=2) + "\n")
+        draft.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: str | Path) -> Any:
@@ -145,4 +145,4 @@ def read_json(path: str | Path) -> Any:
         RunError: It is damaged or cannot be read.
     """
     with reading(path):
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding="utf-8"))

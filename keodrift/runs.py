@@ -14,12 +14,12 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from keodrift.configuration import refuse_change
-from keodrift.drifts import Drift
+from keodrift.drifts.draws import seeded
 from keodrift.errors import ArgumentError, MissingDependencyError, OptionError, RunError
 from keodrift.exports import described, save_network
 from keodrift.files import atomic_path, claimed, write_json
 from keodrift.tasks import Task
-from keodrift.training import Trainer, grouped_parameters
+from keodrift.training import Batch, BatchSource, Objective, Trainer, grouped_parameters
 
 
 def build(node: Any, *args: Any) -> Any:
@@ -63,32 +63,86 @@ def _refuse_other_data(task: Any, data: Any) -> None:
         kind.check_data(made, takes)
 
 
-def _network(node: Any, task: Task) -> nn.Module:
+def _network(node: Any, task: Task, seed: int) -> nn.Module:
     """The network of a node; what is ``auto`` in it is what the task's data need."""
     known = task.network_defaults()
     auto = [key for key in node if node[key] == "auto"]
     for key in auto:
         if key not in known:
             raise OptionError(f"network.{key}", "'auto'", f"a value: auto are {', '.join(known)}")
-    return build(OmegaConf.merge(node, {key: known[key] for key in auto}))
+    with seeded(seed):  # a network of one's own may not be told the seed
+        return build(OmegaConf.merge(node, {key: known[key] for key in auto}))
 
 
-def _drifts(config: Any, task: Task) -> list[Drift]:
-    """The drift of a node with ``_target_``, or those of a mapping of such nodes.
+def _objective(config: Any, task: Task | None = None) -> Objective:
+    """The loss by the drift of a node with ``_target_``, or by those of a mapping of such nodes.
 
-    A ``reach`` of ``auto`` is that of the gaps of the task's data.
+    A ``reach`` of ``auto`` is that of the gaps of the task's data; without a task it is 1.
     """
     node, drifts = config.drift, []
     for one in [node] if "_target_" in node else node.values():
         if isinstance(one, DictConfig) and one.get("reach") == "auto":
-            reach = task.reach(
-                one.get("cost", "half_squared"),
-                relative=one.get("relative", False),
-                scaled=config.objective.get("scale_features", False),
-            )
+            reach = 1.0
+            if task is not None:
+                reach = task.reach(
+                    one.get("cost", "half_squared"),
+                    relative=one.get("relative", False),
+                    scaled=config.objective.get("scale_features", False),
+                )
             one = OmegaConf.merge(one, {"reach": reach})
         drifts.append(build(one))
-    return drifts
+    objective = build(config.objective, drifts)
+    objective.check(fresh=config.negatives == "fresh", balanced=config.balanced)
+    return objective
+
+
+def _trainer(
+    config: Any, network: nn.Module, batches: BatchSource, objective: Objective, task: Task | None
+) -> Trainer:
+    optimizer = build(config.optimizer, grouped_parameters(network, config.rates or {}))
+    trainer = Trainer(
+        network,
+        batches,
+        objective,
+        optimizer,
+        torch.Generator(_device(config.device)).manual_seed(config.seed),
+        scheduler=None if config.scheduler is None else build(config.scheduler, optimizer),
+        ema=config.ema,
+        clip=config.clip,
+        precision=config.precision,
+        evaluate=None if task is None else task.evaluate,
+        evaluate_every=config.evaluate_every,
+        folder=config.output,
+        checkpoint_every=config.checkpoint_every,
+        progress=config.progress,
+    )
+    trainer.check(config.steps, resume=config.resume)
+    return trainer
+
+
+def _rehearse(config: Any) -> None:
+    """Builds all that needs no data, which may take minutes to make, on a network of one weight."""
+
+    def none(generator: torch.Generator) -> Batch:
+        raise NotImplementedError
+
+    few = OmegaConf.merge(config, {"rates": None})
+    with seeded(config.seed):
+        network = nn.Linear(1, 1, bias=False)
+    _trainer(few, network, none, _objective(config), None)
+
+
+def _refuse_unfit(task: Task, network: nn.Module) -> None:
+    """Looks at the network as the judge will: what is wrong with it need not wait for a step."""
+    try:
+        task.evaluate(network)
+    except ArgumentError:
+        raise
+    except Exception as error:  # of a network of one's own
+        got, reason = type(network).__name__, " ".join(str(error).split())
+        raise OptionError(
+            "network", got, f"one that samples what the data are ({reason})"
+        ) from error
 
 
 def _device(name: str) -> torch.device:
@@ -113,32 +167,15 @@ def prepare(config: Any) -> tuple[Task, Trainer]:
     for name in ("guidance", "classifier"):
         if config[name] is not None and name not in config.task:
             raise OptionError(name, "one", f"null: {config.task._target_} takes none")
-    _refuse_other_data(config.task, config.data)
-    task = build(config.task, build(config.data))
-    network = _network(config.network, task).to(device)
-    described(network)  # or it could not be kept
-    objective = build(config.objective, _drifts(config, task))
-    objective.check(fresh=config.negatives == "fresh", balanced=config.balanced)
-    optimizer = build(config.optimizer, grouped_parameters(network, config.rates or {}))
-    trainer = Trainer(
-        network,
-        task.batches(network),
-        objective,
-        optimizer,
-        torch.Generator(device).manual_seed(config.seed),
-        scheduler=None if config.scheduler is None else build(config.scheduler, optimizer),
-        ema=config.ema,
-        clip=config.clip,
-        precision=config.precision,
-        evaluate=task.evaluate,
-        evaluate_every=config.evaluate_every,
-        folder=config.output,
-        checkpoint_every=config.checkpoint_every,
-        progress=config.progress,
-    )
-    trainer.check(config.steps, resume=config.resume)
     if config.resume:
         refuse_change(config)
+    _rehearse(config)
+    _refuse_other_data(config.task, config.data)
+    task = build(config.task, build(config.data))
+    network = _network(config.network, task, config.seed).to(device)
+    described(network)  # or it could not be kept
+    trainer = _trainer(config, network, task.batches(network), _objective(config, task), task)
+    _refuse_unfit(task, trainer.average)
     return task, trainer
 
 
@@ -164,7 +201,8 @@ def train(config: Any, prepared: tuple[Task, Trainer] | None = None) -> dict[str
             OmegaConf.save(config, draft)
         history = trainer.run(config.steps, resume=config.resume)
         save_network(trainer.average, folder / "network.safetensors")
-        result = {"steps": trainer.step, **task.judge(trainer.average, history, folder)}
+        result = {"steps": trainer.step, **task.judge(trainer.average, folder)}
         result["seconds"] = history[-1]["seconds"]
         write_json(folder / "result.json", result)
+        task.draw(trainer.average, history, folder)
     return result

@@ -11,7 +11,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from keodrift.errors import ArgumentError, MissingDependencyError, OptionError, RunError
+from keodrift.errors import (
+    ArgumentError,
+    EngineError,
+    MissingDependencyError,
+    OptionError,
+    RunError,
+)
 
 
 def read_settings(
@@ -118,7 +124,7 @@ def exit_status(name: str, call: Callable[[], int | None]) -> int:
         return call() or 0
     except (ArgumentError, MissingDependencyError) as error:
         status, reason = 2, str(error)
-    except (RunError, FloatingPointError, OSError) as error:
+    except (RunError, EngineError, FloatingPointError, OSError) as error:
         status, reason = 1, str(error)
     except KeyboardInterrupt:
         status, reason = 130, "interrupted; what is finished is kept."

@@ -116,7 +116,6 @@ def run_study(
     run_missing(study.work, cells, name=stem.name, workers=workers, limit=limit, progress=progress)
     rows = study.rows(folder)
     claims = study.claims(rows)
-    study.draw(rows, folder, stem)
     page = study.table(rows)
     if claims:
         words = {True: "yes", False: "no", None: "not measured"}
@@ -125,9 +124,10 @@ def run_study(
     missing = sum(not path.exists() for path in cells)
     report = Report(study.title, missing, rows, claims, page + "\n")
     with atomic_path(stem.with_suffix(".md")) as draft:
-        draft.write_text(report.page)
+        draft.write_text(report.page, encoding="utf-8")
     numbers = {"title": study.title, "missing": missing, "rows": rows, "claims": claims}
     write_json(stem.with_suffix(".json"), numbers)
+    study.draw(rows, folder, stem)  # last: what is known must not wait for a picture
     return report
 
 
@@ -212,7 +212,7 @@ def _begin(
     pool = ProcessPoolExecutor(
         workers,
         multiprocessing.get_context("spawn"),
-        initializer=_set_up,
+        initializer=set_up,
         initargs=(max(1, cores // workers),),
     )
     try:
@@ -223,7 +223,7 @@ def _begin(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _set_up(threads: int) -> None:
+def set_up(threads: int) -> None:
     """Sets a worker up: its share of the cores, and an end if the process that began it dies."""
     torch.set_num_threads(threads)
     parent = os.getppid()

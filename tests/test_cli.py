@@ -18,9 +18,9 @@ from hydra.version import VersionBase
 import keodrift as kd
 from keodrift import runs
 from keodrift.cli import main
-from keodrift.configuration import compose, config_dir
+from keodrift.configuration import compose, config_dir, quoted
 from keodrift.data import TARGETS, get_target
-from keodrift.errors import OptionError
+from keodrift.errors import ArgumentError, OptionError
 from keodrift.runs import build
 from keodrift.tasks import PlanarTask
 from keodrift.training.loop import EMA_DECAY
@@ -67,7 +67,7 @@ def test_there_is_a_config_for_every_target():
 @pytest.mark.parametrize("optimizer", choices("optimizer"))
 def test_every_network_and_optimizer_can_be_built(network, optimizer):
     config = compose("train", [f"network={network}", f"optimizer={optimizer}"])
-    network = runs._network(config.network, PlanarTask(get_target("two_modes")))
+    network = runs._network(config.network, PlanarTask(get_target("two_modes")), 0)
     assert build(config.optimizer, network.parameters()).param_groups
 
 
@@ -417,3 +417,85 @@ def test_configs_are_composed_inside_another_hydra_program_and_in_threads(tmp_pa
     with ThreadPoolExecutor(4) as pool:
         seeds = pool.map(lambda seed: compose("train", [f"seed={seed}"]).seed, range(8))
     assert list(seeds) == list(range(8))
+
+
+@pytest.mark.parametrize("group", ["scheduler", "guidance", "classifier", "experiment"])
+def test_a_config_may_be_without_a_group(group):
+    assert compose("train", [f"{group}=null"]) == compose("train")
+    if group != "experiment":
+        assert compose("train", ["experiment=mnist_paper", f"{group}=null"])[group] is None
+
+
+def test_a_scheduler_takes_the_place_of_that_of_an_experiment():
+    told = compose("train", ["experiment=mnist_paper", "scheduler=cosine"]).scheduler
+    assert told == compose("train", ["scheduler=cosine"]).scheduler
+
+
+@pytest.mark.parametrize(
+    "value", ["a\\", "a\\'b", "${seed}", "$5", "x\\y", "of, many = signs", "it's"]
+)
+def test_a_quoted_value_is_the_value(value):
+    assert compose("train", [f"output={quoted(value)}"]).output == value
+
+
+class Own(torch.nn.Module):
+    """A network of one's own, which is told no seed."""
+
+    noise_dim = 2
+
+    def __init__(self, made=2):
+        super().__init__()
+        self.settings = {"made": made}
+        self.linear = torch.nn.Linear(2, made)
+
+    def forward(self, noise):
+        return self.linear(noise)
+
+
+def own(tmp_path, *words):
+    """A config whose network is that one."""
+    keys = ("noise_dim", "dim", "width", "blocks", "residual_scale", "output_std", "seed")
+    small = [word for word in SMALL if not word.startswith("network")]
+    return compose(
+        "train",
+        [*small, "network=residual_mlp", *(f"~network.{key}" for key in keys), "steps=1",
+         f"output={tmp_path}/own", *words, "network._target_=test_cli.Own"],
+    )  # fmt: skip
+
+
+def test_the_seed_decides_a_network_of_ones_own(tmp_path):
+    before = torch.get_rng_state()
+    weights = [
+        runs.prepare(own(tmp_path, f"seed={seed}"))[1].state.network.linear.weight
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_network_that_does_not_fit_the_data_is_refused_before_the_first_step(tmp_path):
+    with pytest.raises(ArgumentError, match=r"^(x|y|network): got .*(3|2)"):
+        runs.train(own(tmp_path, "+network.made=3"))
+    assert not (tmp_path / "own").exists()
+
+
+@pytest.mark.parametrize(
+    "word", ["steps=0", "ema=2", "drift.tau=-1", "optimizer.lr=-1", "clip=-1", "negatives=masked"]
+)
+def test_mistakes_that_need_no_data_are_told_before_any_are_made(tmp_path, monkeypatch, word):
+    def never(*args, **kwargs):
+        raise AssertionError("data were made")
+
+    monkeypatch.setattr("keodrift.data.get_target", never)
+    assert main(["train", *SMALL, f"output={tmp_path}/none", word]) == 2
+
+
+def test_a_figure_that_fails_does_not_lose_the_numbers(tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr("keodrift.plots.plot_samples", broken)
+    with pytest.raises(RuntimeError, match="no fonts"):
+        main(["train", *SMALL, "steps=2", f"output={tmp_path}/run"])
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"result.json", "samples.npz", "network.safetensors"} <= files

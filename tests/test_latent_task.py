@@ -98,7 +98,9 @@ def test_the_judge_stands_beside_real_latents(tmp_path, decoded):
     latents = LATENTS if decoded else replace(LATENTS, decode=None)
     task, made = LatentTask(latents, evaluate_samples=10), network()
     look = task.evaluate(made)
-    result = task.judge(made, [{"step": 1, **look}], tmp_path)
+    result = task.judge(made, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.npz"]
+    task.draw(made, [{"step": 1, **look}], tmp_path)
     json.dumps(result)
     labels = latents.test_labels
     w2 = class_wasserstein_squared(task.sample(made, labels), labels, latents.test, labels)
@@ -119,7 +121,7 @@ def test_a_classifier_reads_samples_and_real_latents_alike(tmp_path):
             return images.mean((-1, -2))[:, None] * torch.arange(10.0)
 
     task, made = LatentTask(LATENTS, classifier=Brightness()), network()
-    result = task.judge(made, [], tmp_path)
+    result = task.judge(made, tmp_path)
     labels = LATENTS.test_labels
     read = Brightness()(LATENTS.decode(task.sample(made, labels))).argmax(-1)
     assert result["accuracy"] == pytest.approx(float((read == labels).double().mean()))
@@ -137,13 +139,13 @@ def test_held_out_latents_that_coincide_have_no_variance_to_compare_with(tmp_pat
     train, labels = torch.randn(20, 2, generator=torch.Generator().manual_seed(0)), [0] * 20
     latents = Latents.from_arrays(train, labels, test=torch.zeros(3, 2), test_labels=[0] * 3)
     task = LatentTask(latents, evaluate_samples=10)
-    result = task.judge(ConditionalMLP(noise_dim=2, dim=2, classes=1), [], tmp_path)
+    result = task.judge(ConditionalMLP(noise_dim=2, dim=2, classes=1), tmp_path)
     assert result["w2_relative"] == math.inf and result["w2_squared"] > 0
 
 
 def test_the_judge_averages_over_draws_of_samples_and_of_real_latents(tmp_path):
     task, made = LatentTask(LATENTS, judge_draws=2), network()
-    result = task.judge(made, [], tmp_path)
+    result = task.judge(made, tmp_path)
     labels = LATENTS.test_labels
     points, floors = task.sample(made, labels.repeat(2)).split(len(labels)), []
     assert not torch.equal(*points)
@@ -169,7 +171,7 @@ def test_one_cloud_of_all_classes_is_read_by_its_shares(tmp_path):
     points = torch.tensor([0.0, 1.0]).repeat_interleave(torch.tensor([30, 10]))[:, None]
     latents = Latents.from_arrays(points, test=points + 0.1, decode=lambda z: z[:, None])
     task = LatentTask(latents, classifier=Sign(), judge_samples=8)
-    result = task.judge(ConditionalMLP(1, 1, 1, width=4), [], tmp_path)
+    result = task.judge(ConditionalMLP(1, 1, 1, width=4), tmp_path)
     made = task.sample(ConditionalMLP(1, 1, 1, width=4), torch.zeros(8, dtype=torch.long))
     ones = float((made > 0.5).double().mean())
     assert result["share_error"] == pytest.approx(abs(ones - 0.25))
@@ -179,7 +181,7 @@ def test_one_cloud_of_all_classes_is_read_by_its_shares(tmp_path):
 
 def test_so_many_held_out_latents_judge(tmp_path):
     task = LatentTask(LATENTS, judge_samples=7)
-    result = task.judge(network(), [], tmp_path)
+    result = task.judge(network(), tmp_path)
     real, labels = task._real
     assert torch.equal(torch.bincount(labels), torch.full((10,), 7))
     w2 = class_wasserstein_squared(task.sample(network(), labels), labels, real, labels)
@@ -192,12 +194,12 @@ def test_so_many_held_out_latents_judge(tmp_path):
 def test_features_of_decoded_images_are_compared(tmp_path):
     plain = replace(LATENTS, decode=None)
     identity = {"decoder": lambda z: z[:, None], "features": "torch:squeeze"}
-    result = LatentTask(plain, judge_samples=9, **identity).judge(network(), [], tmp_path)
+    result = LatentTask(plain, judge_samples=9, **identity).judge(network(), tmp_path)
     for end in ("", "_floor"):
         assert result[f"image_frechet{end}"] == pytest.approx(result[f"latent_frechet{end}"])
     # Without a decoder that of the latents.
     task = LatentTask(LATENTS, features=lambda images: images.flatten(1), judge_samples=9)
-    assert "image_frechet" in task.judge(network(), [], tmp_path)
+    assert "image_frechet" in task.judge(network(), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +278,8 @@ def test_a_perfect_generator_reaches_the_floor_of_the_curve(tmp_path, monkeypatc
 
     monkeypatch.setattr(LatentTask, "_draw_curve", staticmethod(keep))
     look = task.evaluate(Perfect())["w2_squared"]
-    result = task.judge(Perfect(), [], tmp_path)
+    result = task.judge(Perfect(), tmp_path)
+    task.draw(Perfect(), [], tmp_path)
     assert drawn["floor"] == pytest.approx(look, rel=0.15)
     assert result["w2_squared_floor"] < 0.7 * look
 
@@ -286,5 +289,15 @@ def test_images_in_colour_are_drawn(tmp_path):
         return z.sigmoid()[:, :3, None, None].expand(-1, 3, 5, 5)
 
     task = LatentTask(replace(LATENTS, decode=decode, image_shape=(3, 5, 5)), judge_samples=8)
-    task.judge(network(), [], tmp_path)
+    task.draw(network(), [], tmp_path)
     assert (tmp_path / "samples.png").stat().st_size > 0
+
+
+def test_exact_transport_judges_no_more_latents_than_it_can(monkeypatch):
+    monkeypatch.setattr("keodrift.tasks.latents.JUDGED", 30)
+    random = torch.Generator().manual_seed(0)
+    points, labels = torch.randn(100, 2, generator=random), [0] * 80 + [1] * 20
+    latents = Latents.from_arrays(points, labels, test=points, test_labels=labels)
+    real, own = LatentTask(latents)._real
+    assert torch.bincount(own).tolist() == [30, 20] and len(real) == 50
+    assert len(LatentTask(latents, judge_samples=70)._real[0]) == 90  # where that many were asked

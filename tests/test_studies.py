@@ -57,6 +57,17 @@ def test_a_study_goes_on_where_it_stopped(tmp_path):
     assert (tmp_path / "squares.txt").read_text() == "3 cells"
 
 
+def test_a_figure_that_fails_does_not_lose_the_table(tmp_path, monkeypatch):
+    def broken(*args):
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr(Squares, "draw", broken)
+    with pytest.raises(RuntimeError, match="no fonts"):
+        run_study(Squares(), tmp_path / "squares", tmp_path / "cells", workers=0, progress=False)
+    assert "| 9 |" in (tmp_path / "squares.md").read_text(encoding="utf-8")
+    assert len(json.loads((tmp_path / "squares.json").read_text())["rows"]) == 3
+
+
 @pytest.mark.parametrize("text", ["", "{", "\xff"])
 def test_a_damaged_cell_is_named_and_kept(tmp_path, text):
     stem, folder = tmp_path / "squares", tmp_path / "cells"

@@ -80,7 +80,9 @@ def test_more_samples_than_the_metrics_cap_are_all_compared():
 def test_the_judge_says_what_it_draws(tmp_path):
     task, network = PlanarTask(EIGHT, evaluate_samples=50), MLP()
     history = [{"step": 1, "loss": 1.0}, {"step": 2, "w2_squared": 3.0}]
-    result = task.judge(network, history, tmp_path)
+    result = task.judge(network, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.npz"]
+    task.draw(network, history, tmp_path)
     scores = ("w2_squared", "variance_ratio", "nearest_neighbour", "wrong_mass")
     floors = [f"{name}_floor" for name in scores]
     assert result.keys() == {*scores, *floors, "modes", "covered", "stray"}
@@ -99,7 +101,7 @@ def test_the_judge_says_what_it_draws(tmp_path):
         "curves.png", "samples.png", "samples.npz",
     }  # fmt: skip
     plain = PlanarTask(get_target("spiral"), evaluate_samples=50)
-    assert plain.judge(network, history, tmp_path).keys() == {*scores[:3], *floors[:3]}
+    assert plain.judge(network, tmp_path).keys() == {*scores[:3], *floors[:3]}
 
 
 @pytest.mark.parametrize("argument", ["batch", "evaluate_samples"])

@@ -560,6 +560,7 @@ def test_data_that_are_not_finite_are_a_wrong_argument():
     ("argument", "value"),
     [
         ("ema", 1.0),
+        ("ema", "0.9"),
         ("clip", 0.0),
         ("clip", -1.0),
         ("log_every", 1.5),
@@ -713,3 +714,125 @@ def test_a_folder_in_which_another_process_trains_is_refused(tmp_path):
     assert (tmp_path / "checkpoint.pt").read_bytes() == damaged
     with pytest.warns(UserWarning, match="damaged"):
         trainer(tmp_path).run(3, resume=True)
+
+
+def refused(optimizer=None, scheduler=None):
+    network = MLP(width=4)
+    optimizer = optimizer or torch.optim.SGD
+    made = optimizer(network.parameters())
+    return Trainer(network, lambda g: None, Objective(kd.OneSidedDrift(1.0)), made, seeded(),
+        scheduler=scheduler and scheduler(made))  # fmt: skip
+
+
+ELSEWHERE = torch.optim.Adam(MLP(width=4).parameters())
+
+
+@pytest.mark.parametrize(
+    ("argument", "options"),
+    [
+        ("optimizer", {"optimizer": lambda weights: ELSEWHERE}),
+        ("optimizer", {"optimizer": torch.optim.LBFGS}),
+        ("scheduler", {"scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau}),
+        ("scheduler", {"scheduler": lambda _: torch.optim.lr_scheduler.ConstantLR(ELSEWHERE)}),
+    ],
+)
+def test_what_would_train_nothing_is_refused(argument, options):
+    refused(optimizer=torch.optim.SGD)
+    with pytest.raises(OptionError, match=f"^{argument}: got"):
+        refused(**options)
+
+
+def test_a_scheduler_that_ends_before_the_run_is_refused():
+    run = trainer()
+    run.state.scheduler = torch.optim.lr_scheduler.OneCycleLR(run.state.optimizer, 1e-3, 5)
+    with pytest.raises(OptionError, match="^steps: got 6, needs 5 at most"):
+        run.run(6)
+    run.run(5)
+
+
+def test_a_source_without_a_state_at_first_resumes_with_that_it_had(tmp_path):
+    class Seen(dict):
+        def __call__(self, generator):
+            self["turn"] = self.get("turn", 0) + 1
+            noise = torch.randn(8, 2, generator=generator)
+            return Batch((noise,), torch.full((8, 2), float(self["turn"])))
+
+        def state_dict(self):
+            return dict(self)
+
+        load_state_dict = dict.update
+
+    def seen(folder):
+        run = trainer(folder)
+        run.state.batches = Seen()
+        return run
+
+    straight, resumed = seen(tmp_path / "a"), seen(tmp_path / "b")
+    straight.run(6)
+    seen(tmp_path / "b").run(3)
+    resumed.run(6, resume=True)
+    assert resumed.state.batches == {"turn": 6}
+    assert_same(straight, resumed)
+
+
+class Counting(torch.nn.Module):
+    """A drift of one's own that remembers how often it was called."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x, y):
+        self.calls += 1
+        return self.calls * (y.mean(0) - x)
+
+
+def test_a_drift_with_a_state_of_its_own_resumes_where_it_was(tmp_path):
+    straight = trainer(tmp_path / "a", Counting())
+    straight.run(6)
+    trainer(tmp_path / "b", Counting()).run(3)
+    resumed = trainer(tmp_path / "b", Counting())
+    resumed.run(6, resume=True)
+    assert_same(straight, resumed)
+    with pytest.raises(ArgumentError, match="^objective"):
+        trainer(tmp_path / "b").run(7, resume=True)  # whose drift remembers nothing
+
+
+def test_layers_that_are_frozen_in_a_network_stay_asleep():
+    network = torch.nn.Sequential(
+        torch.nn.Linear(2, 8), torch.nn.BatchNorm1d(8).eval(), torch.nn.Linear(8, 2)
+    )
+    network[1].requires_grad_(False)
+    network.training = True
+
+    def batches(generator):
+        return Batch((torch.randn(16, 2, generator=generator),), torch.ones(16, 2))
+
+    adam = torch.optim.Adam(network.parameters())
+    Trainer(network, batches, Objective(kd.OneSidedDrift(1.0)), adam, seeded()).run(3)
+    assert not network[1].training and not bool(network[1].running_mean.any())
+
+
+def test_numbers_of_an_evaluation_do_not_take_the_place_of_others():
+    def evaluate(network):
+        return {"step": 7, "loss": -1, "mine": 3}
+
+    run = trainer(evaluate=evaluate, evaluate_every=1)
+    assert [row["step"] for row in run.run(2)] == [1, 2]
+    assert all(row["loss"] >= 0 and row["mine"] == 3 for row in run.history)
+
+
+def test_a_run_trains_where_gradients_are_off():
+    run, other = trainer(), trainer()
+    with torch.no_grad():
+        run.run(2)
+    other.run(2)
+    assert_same(run, other)
+
+
+def test_another_objective_between_runs_is_the_one_that_is_kept(tmp_path):
+    run = trainer(tmp_path)
+    run.run(1)
+    run.objective = Objective(kd.SlicedWassersteinDrift(4, generator=seeded(5)))
+    run.run(2)
+    assert "generators" in torch.load(tmp_path / "checkpoint.pt")["parts"]["objective"]

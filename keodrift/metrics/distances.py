@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from keodrift.costs import euclidean
-from keodrift.errors import ArgumentError
+from keodrift.errors import ArgumentError, RunError
 from keodrift.metrics.clouds import by_class, check_pair, subsample
 from keodrift.reductions import gibbs_kernel, mean_cost
 from keodrift.reductions import median_distance as median_of
@@ -55,7 +55,7 @@ def wasserstein_squared(
     cost /= unit
     value, log = ot.emd2([], [], cost, numItermax=10_000_000, log=True)
     if log["warning"]:  # a simplex stopped short is a wrong number, not a detail
-        raise RuntimeError(f"wasserstein_squared: {log['warning']}")
+        raise RunError(f"wasserstein_squared: {log['warning']}")
     return float(value) * unit
 
 

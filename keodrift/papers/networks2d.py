@@ -211,7 +211,7 @@ class NetworkGrid(Study[Cell]):
         for cell, result in self.finished(folder):
             log = result.with_name("metrics.jsonl")
             with reading(log):
-                looks = [json.loads(line) for line in log.read_text().splitlines()]
+                looks = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
             mine = curves.setdefault((cell.target, cell.tau, cell.label), [])
             mine.append(
                 [(look["step"], look["w2_squared"]) for look in looks if "w2_squared" in look]

@@ -39,7 +39,7 @@ def imported(argument: str, path: str | Map) -> Map:
     module, _, name = str(path).replace(":", ".").rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # of a module, which may do anything when imported
         needs = f"package.module:function that can be imported ({error})"
         raise OptionError(argument, repr(path), needs) from error
     if not callable(found):

@@ -42,6 +42,8 @@ from keodrift.tasks.latent_batches import latent_batches
 from keodrift.tasks.task import Task, check_count
 from keodrift.training import BatchSource
 
+JUDGED = 5000  # held-out latents of a class, at most: exact transport grows like their cube
+
 
 @dataclass(frozen=True)
 class LatentTask(Task):
@@ -55,7 +57,7 @@ class LatentTask(Task):
         classifier: Reads classes off decoded samples, images ``(n, H, W)`` to logits; none by
             default.
         judge_samples: Held-out latents of each class that judge at the end, and as many samples;
-            all there are by default.
+            by default all there are, or 5000.
         judge_draws: How often the judge draws samples, and other training latents for the floor;
             it gives the means.
         decoder: Latents ``(n, d)`` to images ``(n, …)``, a function or its import path, such as
@@ -161,15 +163,12 @@ class LatentTask(Task):
         labels = classes.repeat_interleave(self.evaluate_samples)
         return {"w2_squared": self._looked_at(self.sample(network, labels), labels)}
 
-    def judge(
-        self, network: nn.Module, history: Sequence[dict[str, float]], folder: Path
-    ) -> dict[str, Any]:
-        """Judges a trained network by as many samples as held-out latents, and draws them.
+    def judge(self, network: nn.Module, folder: Path) -> dict[str, Any]:
+        """Judges a trained network by as many samples as held-out latents, and keeps them.
 
         Args:
             network: The network.
-            history: The log of its training.
-            folder: Where ``curves.png``, ``samples.png`` and ``samples.npz`` go.
+            folder: Where ``samples.npz`` goes.
 
         Returns:
             Means over classes: ``w2_squared``, ``w2_relative`` (over the variance of the class),
@@ -185,14 +184,24 @@ class LatentTask(Task):
         result: dict[str, Any] = {**scores, "w2_squared_by_class": by_class}
         floor, _ = self._mean_scores(self._picked(counts, turn=k / draws) for k in range(draws))
         result |= {f"{name}_floor": value for name, value in floor.items()}
-        points = clouds[0]
-        title = "$W_2^2$ of a class falls towards what real latents score"
-        floor_of_looks = self._looked_at(*self._picked([self.evaluate_samples] * len(counts)))
-        self._draw_curve(history, floor_of_looks, title, folder)
-        plots.save_figure(shown(self.latents, points, labels, *self._real), folder / "samples.png")
         with atomic_path(folder / "samples.npz") as draft:
-            np.savez(draft, generated=points.cpu().numpy(), labels=labels.cpu().numpy())
+            np.savez(draft, generated=clouds[0].cpu().numpy(), labels=labels.cpu().numpy())
         return result
+
+    def draw(self, network: nn.Module, history: Sequence[dict[str, float]], folder: Path) -> None:
+        """Draws a training and its samples.
+
+        Args:
+            network: The network.
+            history: The log of its training.
+            folder: Where ``curves.png`` and ``samples.png`` go.
+        """
+        title = "$W_2^2$ of a class falls towards what real latents score"
+        floor = self._looked_at(*self._picked([self.evaluate_samples] * self.latents.classes))
+        self._draw_curve(history, floor, title, folder)
+        labels = self._real[1]
+        points = self.sample(network, labels.repeat(self.judge_draws))[: len(labels)]
+        plots.save_figure(shown(self.latents, points, labels, *self._real), folder / "samples.png")
 
     def _looked_at(self, points: Tensor, labels: Tensor) -> float:
         """W₂² of a class at `evaluate_samples` points on either side, in the mean."""
@@ -206,9 +215,10 @@ class LatentTask(Task):
     @cached_property
     def _real(self) -> tuple[Tensor, Tensor]:
         """The held-out latents that judge at the end, and their classes."""
-        if self.judge_samples is None:
-            return self.latents.test, self.latents.test_labels
-        return self._picked([self.judge_samples] * self.latents.classes, test=True)
+        most, labels = self.judge_samples, self.latents.test_labels
+        if most is None and int(torch.bincount(labels).max()) <= JUDGED:
+            return self.latents.test, labels
+        return self._picked([most or JUDGED] * self.latents.classes, test=True)
 
     @cached_property
     def _real_features(self) -> Tensor:

@@ -175,15 +175,12 @@ class PlanarTask(Task):
         """Numbers for the log: W₂² between samples and real points, in squared length."""
         return {"w2_squared": self._distance(self.sample(network), self._real[0])}
 
-    def judge(
-        self, network: nn.Module, history: Sequence[dict[str, float]], folder: Path
-    ) -> dict[str, Any]:
-        """Judges a trained network, and draws and keeps its samples.
+    def judge(self, network: nn.Module, folder: Path) -> dict[str, Any]:
+        """Judges a trained network, and keeps its samples.
 
         Args:
             network: The network.
-            history: The log of its training.
-            folder: Where ``curves.png``, ``samples.png`` and ``samples.npz`` go.
+            folder: Where ``samples.npz`` goes.
 
         Returns:
             ``w2_squared``, ``variance_ratio`` and ``nearest_neighbour`` (½ is indistinguishable)
@@ -198,14 +195,24 @@ class PlanarTask(Task):
         if modes is not None:
             coverage = mode_coverage(samples, modes, self.target.mode_radius)
             result |= {"modes": len(modes), "covered": coverage.covered, "stray": coverage.stray}
-        title = "$W_2^2$ to the target falls towards what real samples score"
-        self._draw_curve(history, result["w2_squared_floor"], title, folder)
-        title = "Generated points should cover the data"
-        figure = plots.plot_samples({"generated": samples}, real, title=title)
-        plots.save_figure(figure, folder / "samples.png")
         with atomic_path(folder / "samples.npz") as draft:
             np.savez(draft, generated=samples.cpu().numpy(), real=real.cpu().numpy())
         return result
+
+    def draw(self, network: nn.Module, history: Sequence[dict[str, float]], folder: Path) -> None:
+        """Draws a training and its samples.
+
+        Args:
+            network: The network.
+            history: The log of its training.
+            folder: Where ``curves.png`` and ``samples.png`` go.
+        """
+        real, other = self._real
+        title = "$W_2^2$ to the target falls towards what real samples score"
+        self._draw_curve(history, self._distance(other, real), title, folder)
+        title = "Generated points should cover the data"
+        figure = plots.plot_samples({"generated": self.sample(network)}, real, title=title)
+        plots.save_figure(figure, folder / "samples.png")
 
     @cached_property
     def _real(self) -> tuple[Tensor, Tensor]:

@@ -76,10 +76,12 @@ class Task(ABC):
         """Numbers for the log."""
 
     @abstractmethod
-    def judge(
-        self, network: nn.Module, history: Sequence[dict[str, float]], folder: Path
-    ) -> dict[str, Any]:
-        """Judges a trained network, and draws and keeps its samples in a folder."""
+    def judge(self, network: nn.Module, folder: Path) -> dict[str, Any]:
+        """Judges a trained network, and keeps its samples in a folder."""
+
+    @abstractmethod
+    def draw(self, network: nn.Module, history: Sequence[dict[str, float]], folder: Path) -> None:
+        """Draws a training and its samples, once the numbers are kept."""
 
     @abstractmethod
     def _problems(self) -> list[Tensor]:

@@ -54,7 +54,9 @@ class Log:
         if folder is not None:
             # Rows later than the checkpoint are dropped: their steps are about to be redone.
             with atomic_path(folder / "metrics.jsonl") as draft:
-                draft.write_text("".join(json.dumps(row) + "\n" for row in history))
+                draft.write_text(
+                    "".join(json.dumps(row) + "\n" for row in history), encoding="utf-8"
+                )
             with writing(folder / "tensorboard"):
                 self.events = _event_writer(folder, start)
         self.bar = tqdm(total=steps, initial=start, desc="train", unit="step", disable=not progress)
@@ -83,7 +85,7 @@ class Log:
         self.history.append(row)
         if self.folder is not None:
             path = self.folder / "metrics.jsonl"
-            with writing(path), open(path, "a") as file:
+            with writing(path), open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             with writing(self.folder / "tensorboard"):
                 for name in row.keys() - {"step"} if self.events else ():

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from keodrift.drifts import Drift
 from keodrift.errors import ArgumentError, DivergedError, DtypeError, OptionError, RunError
 from keodrift.files import claimed
 from keodrift.training.batches import Batch, BatchSource
+from keodrift.training.interrupts import held_back
 from keodrift.training.log import Log, Reporting
 from keodrift.training.objective import check_samples
 from keodrift.training.state import TrainingState, average_of, checkpoints, own_draws
@@ -40,9 +42,10 @@ class Trainer:
         batches: Makes one `Batch` from the random generator.
         objective: The loss of samples and a batch, such as ``Objective(drift)``; what it reports
             (`Reporting`) enters the log.
-        optimizer: Any torch optimiser over the network's parameters.
+        optimizer: A torch optimiser over the network's parameters, of those that take a gradient
+            and step, as all do but ``LBFGS``.
         generator: The run's only source of randomness.
-        scheduler: A learning-rate scheduler, stepped once a step.
+        scheduler: A scheduler of its learning rate by steps, stepped once a step.
         ema: Decay of the averaged weights in `average`; 0 makes them follow the network. It grows
             towards this, min(ema, (1 + t)/(10 + t)) at step t, so that the average of a short run
             is not one of its beginning.
@@ -62,8 +65,9 @@ class Trainer:
         state: All that the run has become: network, optimiser, step; see `TrainingState`.
 
     Raises:
-        ArgumentError: A number is out of range, the precision unknown, the objective a drift, or
-            weights to be trained in half precision.
+        ArgumentError: A number is out of range, the precision unknown, the objective a drift,
+            weights to be trained in half precision, or the optimiser or its scheduler is not of
+            this network, or cannot be stepped by a gradient alone.
 
     Reference:
         Deng et al., the drifting loss; EMA weights as in the MNIST protocol of Sinkhorn drifting.
@@ -102,7 +106,8 @@ class Trainer:
     ) -> None:
         if isinstance(objective, Drift) or not callable(objective):
             raise OptionError("objective", repr(objective), "a loss, such as Objective(drift)")
-        if not 0 <= ema < 1:
+        decay: Any = ema
+        if not isinstance(decay, Real) or not 0 <= float(decay) < 1:
             raise ArgumentError("ema", ema, "a decay in [0, 1)")
         if clip is not None:
             check_positive("clip", clip)
@@ -114,7 +119,8 @@ class Trainer:
             if weight.requires_grad and weight.dtype in (torch.float16, torch.bfloat16):
                 needs = "weights in float32, whose average moves; precision='bfloat16' is as fast"
                 raise DtypeError("network", f"weights in {weight.dtype}", needs)
-        self.objective, self.clip, self.precision = objective, clip, precision
+        _check_optimizer(network, optimizer, scheduler)
+        self.clip, self.precision = clip, precision
         self.evaluate, self.evaluate_every = evaluate, evaluate_every
         self.log_every, self.checkpoint_every = log_every, checkpoint_every
         self.progress = progress
@@ -123,6 +129,15 @@ class Trainer:
         self.state = TrainingState(
             network, average, optimizer, scheduler, batches, objective, generator
         )
+
+    @property
+    def objective(self) -> Callable[[Tensor, Batch], Tensor]:
+        """The loss of samples and a batch; another one may take its place between runs."""
+        return self.state.objective
+
+    @objective.setter
+    def objective(self, objective: Callable[[Tensor, Batch], Tensor]) -> None:
+        self.state.objective = objective
 
     @property
     def average(self) -> nn.Module:
@@ -148,10 +163,13 @@ class Trainer:
         """Refuses what `run` cannot do, before anything is written.
 
         Raises:
-            ArgumentError: ``steps`` is not a positive integer, ``resume`` has no folder, or the
-                folder holds the checkpoint of another run.
+            ArgumentError: ``steps`` is not a positive integer or beyond the end of the scheduler,
+                ``resume`` has no folder, or the folder holds the checkpoint of another run.
         """
         check_positive("steps", steps, integer=True)
+        end = getattr(self.state.scheduler, "total_steps", None)  # of one cycle, say
+        if end is not None and steps > end:
+            raise OptionError("steps", steps, f"{end} at most, where the scheduler ends")
         if self.folder is None:
             if resume:
                 raise ArgumentError("resume", True, "a folder that holds the checkpoint")
@@ -192,7 +210,11 @@ class Trainer:
                 state.history, self.folder, start=state.step, steps=steps, progress=self.progress
             ) as log,
             own_draws(state.generator, state.network) as seed_draws,
+            held_back() as interrupted,
+            torch.enable_grad(),
         ):
+            if not state.network.training:  # which would wake layers that are frozen in it
+                state.network.train()
             while state.step < steps:
                 seed_draws(state.step)
                 batch = state.batches(state.generator)
@@ -206,11 +228,13 @@ class Trainer:
                         self._check_average(batch)
                     if evaluates or last or state.step % self.log_every == 0:
                         row = self._row(loss, gradient)
-                        log.write(row | self._evaluated(log, row) if evaluates else row)
-                    if last or state.step % self.checkpoint_every == 0:
+                        log.write(self._evaluated(log, row) | row if evaluates else row)
+                    if last or interrupted.is_set() or state.step % self.checkpoint_every == 0:
                         self._keep()
                 except DivergedError as error:
                     raise self._kept(error, batch) from error
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
         return state.history
 
     def _keep(self) -> None:
@@ -232,7 +256,6 @@ class Trainer:
     def _advance(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """One step; its loss and the norm of its gradient. Where they are not finite, no step."""
         state = self.state
-        state.network.train()
         x = self._samples(state.network, batch.inputs)
         if batch.model_inputs:
             with torch.no_grad():
@@ -298,3 +321,20 @@ class Trainer:
         row |= {name: float(value) for name, value in told.items()}
         row["seconds"] = round(self.state.seconds, 3)
         return row
+
+
+def _check_optimizer(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None,
+) -> None:
+    """Refuses what would train nothing, or stop at its first step."""
+    held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+    if not any(id(one) in held for one in network.parameters() if one.requires_grad):
+        raise OptionError("optimizer", "no weight of the network that learns", "its parameters")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise OptionError("optimizer", "LBFGS, which needs several losses a step", "another one")
+    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        raise OptionError("scheduler", "ReduceLROnPlateau, which needs a score", "another one")
+    if getattr(scheduler, "optimizer", optimizer) is not optimizer:
+        raise OptionError("scheduler", "one of another optimizer", "one of this optimizer")

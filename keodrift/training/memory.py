@@ -17,7 +17,8 @@ class Memory:
     """Fits drifts, each `CarriedDrift` from its field of the step before.
 
     Args:
-        drifts: The drifts. Their `torch.Generator`s are part of what is remembered.
+        drifts: The drifts. Their `torch.Generator`s are part of what is remembered, and the states
+            of functions and modules that have a ``state_dict``.
 
     Example:
         >>> import keodrift as kd
@@ -31,6 +32,9 @@ class Memory:
             value for drift in drifts if isinstance(drift, Drift) for value in vars(drift).values()
         ]
         self.generators = [value for value in own if isinstance(value, torch.Generator)]
+        self.drifts: list[Any] = [
+            one for one in drifts if not isinstance(one, Drift) and _remembers(one)
+        ]
         self.carries = any(isinstance(drift, CarriedDrift) for drift in drifts)
         self._fields: dict[int, Field] = {}
         self._states: dict[int, dict[tuple[int, ...], Any]] = {}  # loaded, and not met again yet
@@ -46,16 +50,26 @@ class Memory:
 
     def state_dict(self) -> dict[str, Any]:
         """All that is remembered; nothing where no drift has anything to remember."""
-        if not (self.carries or self.generators):
+        if not (self.carries or self.generators or self.drifts):
             return {}
         fields = self._states | {k: _state(field) for k, field in self._fields.items()}
-        return {"generators": [one.get_state() for one in self.generators], "fields": fields}
+        own = [one.state_dict() for one in self.drifts]
+        state = {"generators": [one.get_state() for one in self.generators], "fields": fields}
+        return state | ({"drifts": own} if own else {})
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
         """Remembers that again."""
+        if not (self.carries or self.generators or self.drifts):
+            raise ValueError("these drifts remember nothing")
+        for one, state in zip(self.drifts, state_dict.get("drifts", []), strict=True):
+            one.load_state_dict(state)
         for generator, state in zip(self.generators, state_dict["generators"], strict=True):
             generator.set_state(state)
         self._fields, self._states = {}, dict(state_dict["fields"])
+
+
+def _remembers(drift: Any) -> bool:
+    return hasattr(drift, "state_dict") and hasattr(drift, "load_state_dict")
 
 
 def _state(field: Any) -> dict[tuple[int, ...], Any]:

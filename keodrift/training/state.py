@@ -222,10 +222,12 @@ class TrainingState:
         with reading(path):
             saved = _intact(path)
         parts = self._parts()
-        if parts.keys() != saved["parts"].keys():
+        # What has met nothing yet may have no state of its own, and take that one all the same.
+        able = {name for name, part in vars(self).items() if isinstance(part, Stateful)}
+        if not parts.keys() <= saved["parts"].keys() <= able:
             got, needs = ", ".join(parts), ", ".join(saved["parts"])
             raise ArgumentError("resume", f"a state of {got}", f"that of {path}: {needs}")
-        restore = {name: vars(self)[name].load_state_dict for name in parts}
+        restore = {name: vars(self)[name].load_state_dict for name in saved["parts"]}
         states = saved["parts"] | {"generator": saved["generator"]}
         for name, load in (restore | {"generator": self.generator.set_state}).items():
             try:
