@@ -368,9 +368,8 @@ def table_of(means: list[Row]) -> str:
     lines = []
     for row in means:
         numbers = [f"{row[k]:.3f} ({row[f'{k}_floor']:.3f})" if k in row else "" for k in KEYS]
-        numbers[2] = (
-            f"{row['w2_squared']:.4f} ± {row['w2_std']:.4f} ({row['w2_squared_floor']:.4f})"
-        )
+        spread = f" ± {row['w2_std']:.4f}" if row["runs"] > 1 else ""
+        numbers[2] = f"{row['w2_squared']:.4f}{spread} ({row['w2_squared_floor']:.4f})"
         lines.append(
             (
                 row["target"],
