@@ -1,4 +1,4 @@
-"""keodrift: drift fields for one-step generative models, solved to a tolerance, in linear memory."""
+"""keodrift: drift fields for one-step generative models, to a tolerance, in linear memory."""
 
 from keodrift.bandwidths import silverman_bandwidth
 from keodrift.costs import Cost

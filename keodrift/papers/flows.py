@@ -145,7 +145,8 @@ class FlowGrid(Study[FlowCell]):
             final = {row["field"]: row.get("w2_squared") for row in rows if row["tau"] == tau}
             others = [w2 for label, w2 in final.items() if "Sinkhorn" not in label]
             known = [w2 for w2 in (*others, final.get("Sinkhorn 100")) if w2 is not None]
-            claim = f"τ = {tau:g}: Sinkhorn (100 sweeps) ends as close as the one- and two-sided fields, to {CLOSE:g}"
+            claim = f"τ = {tau:g}: Sinkhorn (100 sweeps) ends as close as the one- and two-sided "
+            claim += f"fields, to {CLOSE:g}"
             complete = len(known) == len(others) + 1
             seen[claim] = known[-1] <= min(known[:-1]) + CLOSE if complete else None
         return seen
