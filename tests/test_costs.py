@@ -315,7 +315,8 @@ def test_what_looks_at_costs_beside_the_kernels_lifts_points_too(cloud, cost):
     torch.testing.assert_close(all_costs(x, y, cost), expected)
     torch.testing.assert_close(mean_cost(x, y, cost), expected.mean())
     relative = kd.SinkhornDrift(0.05, relative=True, cost=cost).fit(x, y)
-    assert float(relative.data.tau) == pytest.approx(0.05 * float(expected.mean()), rel=0.2)
+    unit = (40 * expected.mean() + 30 * cost.pairs(x, x).mean()) / 70
+    assert float(relative.data.tau) == pytest.approx(0.05 * float(unit), rel=1e-6)
     assert relative.couplings[0].half_steps <= 11
 
 

@@ -109,7 +109,7 @@ def test_engines_agree_with_geomloss(cloud, keops, backend, cost, dtype):
 )
 def test_costs_and_relaxed_marginals_agree_with_geomloss(cloud, drift):
     check = kd.crosscheck(drift, *blobs(cloud, 150, 200), scaling=0.98)
-    assert check.drift <= 3 * check.drift_left <= 0.05
+    assert check.drift <= 3 * check.drift_left <= 0.03
     assert check.value <= 1e-3
 
 
