@@ -12,6 +12,8 @@ from typing import Any
 
 from keodrift.errors import OptionError, RunError
 
+DRAFT = ".draft-"  # how names of files begin that are not whole yet
+
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
@@ -75,7 +77,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # The suffix is kept, since writers choose their format by it.
-        handle, draft = tempfile.mkstemp(suffix=path.suffix, prefix=".draft-", dir=path.parent)
+        handle, draft = tempfile.mkstemp(suffix=path.suffix, prefix=DRAFT, dir=path.parent)
         os.close(handle)
         try:
             yield Path(draft)
@@ -112,6 +114,8 @@ def claimed(folder: str | Path, argument: str) -> Iterator[None]:
     except OSError as error:
         raise OptionError(argument, folder, f"a folder to write to: {error.strerror}") from error
     try:
+        for draft in path.parent.glob(f"{DRAFT}*"):  # of a process that was killed
+            draft.unlink(missing_ok=True)
         yield
     finally:
         lock.release()

@@ -8,6 +8,8 @@ network was made with.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -286,10 +288,17 @@ def sample(
         omega = _strengths(network, omega, noise)
     columns = [column for column in (noise, labels, omega) if column is not None]
     parts = zip(*(column.split(batch_size) for column in columns), strict=True)
+    with judging(network):
+        return torch.cat([network(*part) for part in parts])
+
+
+@contextmanager
+def judging(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, and what it was before afterwards."""
     before = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
-        return torch.cat([network(*part) for part in parts])
+        yield
     finally:
         for module, training in before:  # not network.train, which reaches those that stay frozen
             module.training = training

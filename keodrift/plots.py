@@ -110,6 +110,8 @@ def plot_samples(
     """
     figure, grid = _panels(len(samples), columns, size)
     targets = [target] * len(samples) if isinstance(target, Tensor) else target
+    if len(targets) != len(samples):
+        raise ShapeError("target", f"{len(targets)} clouds", f"one, or {len(samples)}, one a panel")
     for axes, (name, cloud), data in zip(grid, samples.items(), targets, strict=False):
         points, real = _planar(cloud, "samples"), _planar(data, "target")
         axes.scatter(*real.T, s=4, color=DATA, alpha=0.5, lw=0, label="data")

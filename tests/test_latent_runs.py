@@ -181,7 +181,12 @@ def test_rates_of_parts_leave_every_parameter_in_one_group():
     held = sorted(id(p) for group in groups for p in group["params"])
     assert held == sorted(map(id, network.parameters()))
     assert [*grouped_parameters(network, {})[0]["params"]] == [*network.parameters()]
-    for inside in ({"body": 1.0, "body.layers.0": 0.5}, {"": 1.0}, {"bod": 1.0}):
+    for inside in (
+        {"body": 1.0, "body.layers.0": 0.5},
+        {"body.layers.0": 0.5, "body": 1.0},
+        {"": 1.0},
+        {"bod": 1.0},
+    ):
         with pytest.raises(OptionError, match="rates"):
             grouped_parameters(network, inside)
     optimizer = torch.optim.SGD(groups, lr=0.1)

@@ -15,6 +15,7 @@ from keodrift.errors import ArgumentError, OptionError, ShapeError
 from keodrift.metrics import class_wasserstein_squared
 from keodrift.networks import ConditionalMLP
 from keodrift.tasks import Guidance, LatentTask, latent_batches
+from keodrift.tasks.images import shown
 from keodrift.training import Objective, Trainer
 
 LATENTS = load_digits_latents(4)
@@ -301,3 +302,32 @@ def test_exact_transport_judges_no_more_latents_than_it_can(monkeypatch):
     real, own = LatentTask(latents)._real
     assert torch.bincount(own).tolist() == [30, 20] and len(real) == 50
     assert len(LatentTask(latents, judge_samples=70)._real[0]) == 90  # where that many were asked
+
+
+def test_a_classifier_in_training_mode_is_judged_by_and_left_as_it_is():
+    classifier = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.BatchNorm1d(64), torch.nn.Linear(64, 10)
+    )
+    LatentTask(LATENTS, classifier=classifier)
+    assert classifier.training and not bool(classifier[1].running_mean.any())
+
+
+def test_grey_images_with_a_channel_are_drawn_as_images(monkeypatch):
+    def decode(z):
+        return LATENTS.decode(z)[:, None]
+
+    rows = {}
+    monkeypatch.setattr("keodrift.plots.plot_image_rows", lambda found, **how: rows.update(found))
+    latents = replace(LATENTS, decode=decode, image_shape=(1, 8, 8))
+    shown(latents, LATENTS.test, LATENTS.test_labels, LATENTS.test, LATENTS.test_labels)
+    assert {tuple(images.shape) for images in rows.values()} == {(16, 8, 8)}
+
+
+def test_a_class_whose_latents_coincide_needs_no_reach():
+    z = torch.cat(
+        [torch.zeros(10, 2), torch.randn(10, 2, generator=torch.Generator().manual_seed(0))]
+    )
+    alike = Latents.from_arrays(z, [0] * 10 + [1] * 10)
+    assert LatentTask(alike).reach() == kd.reach_for_gaps(alike.of_class(1))
+    with pytest.raises(OptionError, match="^drift.reach"):
+        LatentTask(Latents.from_arrays(torch.zeros(10, 2))).reach()

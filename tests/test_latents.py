@@ -192,6 +192,7 @@ class TestFiles:
         ("name", "arrays", "words"),
         [
             ("a.npz", {"cat": rows(3), "dog": rows(3, 2)}, "a.npz: dog: got d = 2"),
+            ("a.npz", {"z": rows(3), "labels": np.zeros(3, int)}, "needs latents and labels"),
             ("a.npz", {"cat": rows(3), "dog": rows(0)}, r"a.npz: dog: got shape \(0, 3\)"),
             ("a.npz", {"cat": rows(3), "dog": rows(1)}, "a.npz: labels: got one .* 'dog'"),
             ("a.npz", {"latents": rows(3), "labels": [1]}, r"a.npz: labels: got shape \(1,\)"),

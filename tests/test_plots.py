@@ -78,6 +78,8 @@ def test_field_draws_unit_arrows_coloured_by_speed():
 def test_only_the_plane_can_be_drawn():
     with pytest.raises(ShapeError, match="target"):
         plots.plot_samples({"a": cloud()}, torch.zeros(3, 3), title="x")
+    with pytest.raises(ShapeError, match="^target: got 1 clouds"):
+        plots.plot_samples({"a": cloud(), "b": cloud()}, [cloud()], title="x")
 
 
 def test_save_is_atomic(tmp_path):

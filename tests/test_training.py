@@ -836,3 +836,9 @@ def test_another_objective_between_runs_is_the_one_that_is_kept(tmp_path):
     run.objective = Objective(kd.SlicedWassersteinDrift(4, generator=seeded(5)))
     run.run(2)
     assert "generators" in torch.load(tmp_path / "checkpoint.pt")["parts"]["objective"]
+
+
+def test_drafts_of_a_process_that_was_killed_are_cleared_away(tmp_path):
+    (tmp_path / ".draft-abc.pt").write_bytes(b"half")
+    trainer(tmp_path).run(1)
+    assert not list(tmp_path.glob(".draft-*"))

@@ -126,8 +126,9 @@ def _archive(path: Path) -> tuple[Tensor, np.ndarray]:
             raise OptionError("keys", ", ".join(more), needs)
         z = as_points("latents", arrays["latents"])
         return z, as_labels("labels", arrays["labels"], z)
-    if not arrays:
-        raise OptionError("keys", "none", "an array a class")
+    if not arrays or "labels" in arrays:
+        got = ", ".join(sorted(arrays)) or "none"
+        raise OptionError("keys", got, "latents and labels, or an array a class")
     clouds: dict[str, Tensor] = {}
     for key in sorted(arrays):
         clouds[key] = as_points(key, arrays[key], next(iter(clouds.values()), None))

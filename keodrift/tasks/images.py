@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from keodrift import plots
 from keodrift.data import Latents
 from keodrift.errors import DtypeError, OptionError, ShapeError
+from keodrift.networks import judging
 from keodrift.vision import class_probabilities
 
 Map = Callable[[Tensor], Tensor]
@@ -68,7 +69,8 @@ def decoded_odds(latents: Tensor, decode: Map, classifier: nn.Module) -> Tensor:
 
     def odds(images: Tensor) -> Tensor:
         try:
-            return class_probabilities(classifier, images)
+            with judging(classifier):
+                return class_probabilities(classifier, images)
         except (RuntimeError, ValueError) as error:
             got = f"{type(classifier).__name__} on images {tuple(images.shape)}"
             reason = " ".join(str(error).split())
@@ -176,12 +178,14 @@ def shown(
     """
     count = 8
     shape = latents.image_shape or ()
-    if latents.decode is not None and (len(shape) == 2 or (len(shape) == 3 and shape[0] == 3)):
+    grey = len(shape) == 3 and shape[0] == 1
+    if latents.decode is not None and (len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))):
         rows = []
         for k, name in enumerate(latents.class_names):
             own, theirs = points[labels == k], real[real_labels == k]
             both = torch.cat([cloud[torch.arange(count) % len(cloud)] for cloud in (own, theirs)])
-            rows.append((name, latents.decode(both)))
+            images = latents.decode(both)
+            rows.append((name, images[:, 0] if grey else images))
         title = "Generated images, one pass each, beside real ones"
         return plots.plot_image_rows(rows, title=title, split=count)
     if latents.dim == 1:

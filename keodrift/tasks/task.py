@@ -98,14 +98,20 @@ class Task(ABC):
             scaled: Give it for features that a loss scales, as a model like the data has them.
 
         Returns:
-            The largest of any class, where there are classes.
+            The largest of any class, where there are classes; one whose points coincide has none.
+
+        Raises:
+            OptionError: The points of every class coincide.
         """
         found = []
-        for cloud in (subsample(points, 2000) for points in self._problems()):
+        clouds = [subsample(points, 2000) for points in self._problems()]
+        for cloud in (one for one in clouds if bool((one != one[:1]).any())):
             if scaled:
                 cloud = cloud / feature_scale(cloud, cloud).to(cloud.dtype)
             unit = float(mean_cost(cloud, cloud, as_cost(cost))) if relative else 1.0
             found.append(reach_for_gaps(cloud, cost=cost) / unit)
+        if not found:
+            raise OptionError("drift.reach", "'auto' for points that coincide", "a number, or null")
         return max(found)
 
     @classmethod

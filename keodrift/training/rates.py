@@ -34,9 +34,12 @@ def grouped_parameters(network: nn.Module, rates: Mapping[str, float]) -> list[d
     rest, groups = dict(network.named_parameters()), []
     for name, rate in rates.items():
         check_positive(f"rates.{name}", rate)
+        for outer in rates:
+            if name.startswith(f"{outer}."):
+                raise OptionError("rates", f"{name!r}, which lies in {outer!r}", "parts apart")
         mine = {key: rest.pop(key) for key in list(rest) if key.startswith(f"{name}.")}
         if not mine:
-            parts = dict.fromkeys(key.partition(".")[0] for key in rest)
+            parts = [part for part, _ in network.named_children()]
             raise OptionError("rates", repr(name), f"a part of the network: {', '.join(parts)}")
         groups.append({"params": list(mine.values()), "lr": rate})
     return [{"params": list(rest.values())}, *groups]
