@@ -110,6 +110,10 @@ class CriticDrift(CarriedDrift):
         weight: Of the gradient penalty.
         seed: Decides the first critic; the global random state stays as it was.
 
+    Raises:
+        OptionError: An option is none of its values; at a fit, the network is no such module.
+        DivergedError: At a fit: the critic's objective is not finite.
+
     Source: Nowozin, Cseke and Tomioka (2016), "f-GAN"; arXiv 2605.05118, section 4.2.
 
     Example:

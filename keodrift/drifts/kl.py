@@ -90,6 +90,11 @@ class KLDrift(SoftmaxDrift):
         generator: Where they are drawn: a seed (the same n at every fit, 0 by default) or a
             `torch.Generator`, from which every fit draws others.
 
+    Raises:
+        TemperatureError: τ is not a positive finite number.
+        OptionError: Another option is none of its values, the cost is not quadratic, or a flow is
+            masked.
+
     Source: "On the Wasserstein gradient flow interpretation of drifting models", arXiv 2605.05118,
     section 2.3 and Appendix A.
 

@@ -100,6 +100,9 @@ class MMDDrift(Drift):
     V is in units of 1/h (without unit for the energy): where a drift is wanted that moves by
     lengths, as `simulate` and `drift_loss` do, choose a step to match or ``normalize=True``.
 
+    Raises:
+        OptionError: An option is none of its values, or a bandwidth is missing or not positive.
+
     Source: Arbel et al. (2019), "Maximum mean discrepancy gradient flow"; arXiv 2605.05118,
     section 4.2. Energy: Székely and Rizzo (2013).
 

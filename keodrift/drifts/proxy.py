@@ -57,6 +57,10 @@ class SinkhornProxyDrift(SoftmaxDrift):
             sums; without, the field grows like √(M/N). Either way it grows like √(K/N) with K
             other draws of the model (``model=``).
 
+    Raises:
+        TemperatureError: τ is not a positive finite number.
+        OptionError: Another option is none of its values.
+
     Source: "On the Wasserstein gradient flow interpretation of drifting models", arXiv 2605.05118,
     section 3.2 and Appendix B.
 

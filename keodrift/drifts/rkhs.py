@@ -164,6 +164,10 @@ class KALEDrift(_DualDrift):
     The rest as for `SoftmaxDrift`; the cost has to be symmetric and its kernel positive definite,
     as it is for the three named ones. ``start=`` carries the witness over.
 
+    Raises:
+        TemperatureError: τ is not a positive finite number.
+        OptionError: Another option is none of its values, or a mask is asked for.
+
     Source: Glaser, Arbel and Gretton (2021), "KALE flow"; arXiv 2605.05118, eq. 54.
 
     Example:
@@ -191,6 +195,10 @@ class ChiSquareDrift(_DualDrift):
 
     Arguments as for `KALEDrift`, of which this is the quadratic twin: φ(h) = h + h²/2 in the place
     of e^h.
+
+    Raises:
+        TemperatureError: τ is not a positive finite number.
+        OptionError: Another option is none of its values, or a mask is asked for.
 
     Source: Chen, Mustafi, Glaser, Korba, Gretton and Sriperumbudur (2025), "(De)-regularized
     maximum mean discrepancy gradient flow".

@@ -57,11 +57,16 @@ class SinkhornDrift(SoftmaxDrift):
         tol: L1 error of the marginal that is not exact. 1e-3 is a field good to a few per cent,
             1e-4 to about one (benchmarks/field_error.py), where the field is large. It is no bound
             where the field is small: late in a training, or at modes that hold less than ``tol``.
-        drift_tol: Goes on, by quarters of ``tol``, until the field changes by no more than this
+        drift_tol: Goes on, by quarters of the marginal error, until the field changes by no more than this
             share of itself (L2, over all particles of a problem). By default None: ``tol`` decides.
         max_half_steps: Cap on half-steps, of which the last sweep is finished; reaching it warns
             (`ConvergenceWarning`).
         mask_self: False by default: the coupling OT_τ(q, q) needs its diagonal.
+
+    Raises:
+        TemperatureError: τ is not a positive finite number.
+        OptionError: Another option is none of its values, or does not go with others: a
+            ``drift_tol`` with a fixed number of half-steps.
 
     Source: "Sinkhorn drifting", arXiv 2603.12366, Algorithm 1 and Proposition 3.1. Relaxed
     marginals: Chizat et al. (2018), "Scaling algorithms for unbalanced optimal transport problems",

@@ -88,6 +88,10 @@ class SlicedWassersteinDrift(Drift):
             `torch.Generator`, from which every fit draws others; in high dimension a training needs
             the latter, since fixed directions leave all others unseen.
 
+    Raises:
+        OptionError: A number is not a positive integer, or ``generator`` is neither a seed nor a
+            `torch.Generator`.
+
     Source: Cozzi and Santambrogio (2025), "Long-time asymptotics of the sliced-Wasserstein flow";
     Bonneel et al. (2015), "Sliced and Radon Wasserstein barycenters of measures".
 

@@ -43,6 +43,15 @@ class SoftmaxDrift(Drift):
         velocity: ``"barycentric"`` (T(z) − z, the papers' choice) or ``"gradient"``
             (−Σ softmax ∇C; the same for ½‖x−y‖², unit vectors for ‖x−y‖).
         backend: ``"auto"`` picks the engine; `choose_backend` tells which and why.
+
+    Raises:
+        TemperatureError: τ is not a positive finite number.
+        OptionError: Another option is none of its values.
+
+    Example:
+        >>> import torch, keodrift as kd
+        >>> isinstance(kd.OneSidedDrift(tau=1.0), kd.SoftmaxDrift)
+        True
     """
 
     tau: float
@@ -135,6 +144,10 @@ class OneSidedDrift(SoftmaxDrift):
     Equals the first Sinkhorn half-step without mask. It vanishes where q = p, but not only there.
     Arguments as for `SoftmaxDrift`; particles are masked from their own repulsion by default.
 
+    Raises:
+        TemperatureError: τ is not a positive finite number.
+        OptionError: Another option is none of its values.
+
     Source: Deng et al. (2026), eq. 8; "Sinkhorn drifting", arXiv 2603.12366, eq. 3.
 
     Example:
@@ -157,6 +170,10 @@ class TwoSidedDrift(SoftmaxDrift):
             the field carries the masses s⁺s⁻.
         floor: Pointwise floor of the joint coupling. The released Algorithm 2 uses 1e-3, which
             does not shrink with the batch and dominates large ones; None for no floor.
+
+    Raises:
+        TemperatureError: τ is not a positive finite number.
+        OptionError: Another option is none of its values.
 
     Source: Deng et al. (2026), Algorithm 2; "Sinkhorn drifting", arXiv 2603.12366, section 5.1.
 

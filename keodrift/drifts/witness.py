@@ -82,6 +82,10 @@ class WitnessDrift(Drift):
             the data, ``(…, M, d)``, ``a`` and ``b`` their weights with sum 1, in the dtype of the
             points. Nothing is streamed but what the function streams.
 
+    Raises:
+        OptionError: ``first_variation`` is no function; at a fit, it returns none, or one whose
+            values are not one a point.
+
     Example:
         >>> import torch, keodrift as kd
         >>> def pull(x, a, y, b):  # F(q) = E_q ½‖z − mean of the data‖²
