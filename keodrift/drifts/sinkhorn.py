@@ -57,8 +57,9 @@ class SinkhornDrift(SoftmaxDrift):
         tol: L1 error of the marginal that is not exact. 1e-3 is a field good to a few per cent,
             1e-4 to about one (benchmarks/field_error.py), where the field is large. It is no bound
             where the field is small: late in a training, or at modes that hold less than ``tol``.
-        drift_tol: Goes on, by quarters of the marginal error, until the field changes by no more than this
-            share of itself (L2, over all particles of a problem). By default None: ``tol`` decides.
+        drift_tol: Goes on, by quarters of the marginal error, until the field changes by no more
+            than this share of itself (L2, over all particles of a problem). By default None:
+            ``tol`` decides.
         max_half_steps: Cap on half-steps, of which the last sweep is finished; reaching it warns
             (`ConvergenceWarning`).
         mask_self: False by default: the coupling OT_τ(q, q) needs its diagonal.
