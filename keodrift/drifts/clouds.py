@@ -41,8 +41,6 @@ class Cloud:
         mass = checks.check_weights(f"{name}_weights", weights, cloud)
         if labels is not None:
             checks.check_labels(f"{name}_labels", labels, cloud)
-        if points is not like:
-            cloud = _gathered(cloud, mass)
         return Cloud(name, cloud, mass, labels)
 
     def part(self, index: Tensor, alive: Tensor) -> Cloud:
@@ -55,12 +53,12 @@ class Cloud:
         return checks.normalised(f"{self.name}_weights", self.weights)
 
 
-def _gathered(points: Tensor, weights: Tensor) -> Tensor:
-    """Points of weight 0 where one with weight is: padding may be anywhere, far from all others.
+def _gathered(cloud: Cloud) -> Tensor:
+    """Points, those of weight 0 where one with weight is: padding may be far from all others.
 
     In float32 it would cost the others their digits, if it were most of a cloud.
     """
-    dead = weights == 0
+    points, dead = cloud.points, cloud.weights == 0
     if not bool(dead.any()):
         return points
     first = (~dead).int().argmax(-1)[..., None, None]
@@ -109,13 +107,13 @@ class Clouds:
             WeightsError: All points of a cloud of a problem have weight 0.
         """
         a, b = x.shares, y.shares
-        z, c = (x.points, a) if model is None else (model.points, model.shares)
+        z, c = (x.points, a) if model is None else (_gathered(model), model.shares)
         drawn = z.shape[-2]
         if negatives is not None:
-            z = torch.cat([z, negatives.points], -2)
+            z = torch.cat([z, _gathered(negatives)], -2)
             c = torch.cat([c, negatives.weights / count(c)], -1)
             c = checks.normalised("negative_weights", c)
-        return Clouds(x.points, y.points, z, a, b, c, drawn, model is None, dtype)
+        return Clouds(x.points, _gathered(y), z, a, b, c, drawn, model is None, dtype)
 
     @property
     def has_negatives(self) -> bool:
