@@ -133,7 +133,13 @@ class Side:
     def kernel(self, z: Tensor, mask_self: bool = False) -> GibbsKernel:
         """The Gibbs kernel between queries ``z (…, N, d)`` and the cloud."""
         return gibbs_kernel(
-            z, self.points, self.cost, self.tau, mask_self=mask_self, backend=self.backend
+            z,
+            self.points,
+            self.cost,
+            self.tau,
+            mask_self=mask_self,
+            backend=self.backend,
+            alive=(None, self.bias > -torch.inf),
         )
 
     def pull(

@@ -53,19 +53,6 @@ class Cloud:
         return checks.normalised(f"{self.name}_weights", self.weights)
 
 
-def _gathered(cloud: Cloud) -> Tensor:
-    """Points, those of weight 0 where one with weight is: padding may be far from all others.
-
-    In float32 it would cost the others their digits, if it were most of a cloud.
-    """
-    points, dead = cloud.points, cloud.weights == 0
-    if not bool(dead.any()):
-        return points
-    first = (~dead).int().argmax(-1)[..., None, None]
-    there = points.gather(-2, first.expand(*first.shape[:-1], points.shape[-1]))
-    return torch.where(dead[..., None], there, points)
-
-
 @dataclass(frozen=True)
 class Clouds:
     """Checked inputs of one fit, in float32 at least, weights in float64 with sum 1.
@@ -107,13 +94,13 @@ class Clouds:
             WeightsError: All points of a cloud of a problem have weight 0.
         """
         a, b = x.shares, y.shares
-        z, c = (x.points, a) if model is None else (_gathered(model), model.shares)
+        z, c = (x.points, a) if model is None else (model.points, model.shares)
         drawn = z.shape[-2]
         if negatives is not None:
-            z = torch.cat([z, _gathered(negatives)], -2)
+            z = torch.cat([z, negatives.points], -2)
             c = torch.cat([c, negatives.weights / count(c)], -1)
             c = checks.normalised("negative_weights", c)
-        return Clouds(x.points, _gathered(y), z, a, b, c, drawn, model is None, dtype)
+        return Clouds(x.points, y.points, z, a, b, c, drawn, model is None, dtype)
 
     @property
     def has_negatives(self) -> bool:

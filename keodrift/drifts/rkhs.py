@@ -112,7 +112,10 @@ class _DualDrift(SoftmaxDrift):
     def _fit(self, clouds: Clouds, start: Field | None) -> KernelWitnessField:
         y, z, b, c = clouds.y, clouds.z, clouds.b, clouds.c
         kernel, cross = (
-            gibbs_kernel(y, points, self.cost, self.tau, backend=self.backend) for points in (y, z)
+            gibbs_kernel(
+                y, points, self.cost, self.tau, backend=self.backend, alive=(b > 0, weights > 0)
+            )
+            for points, weights in ((y, b), (z, c))
         )
         unit = self.factor * (1 + self.lam)
         dual = Dual(kernel, cross.log_mass(c.log()).exp(), b, self.lam, self.slopes, unit)

@@ -107,10 +107,12 @@ class SoftmaxDrift(Drift):
 
     def kernels(self, clouds: Clouds) -> tuple[GibbsKernel, GibbsKernel]:
         """The Gibbs kernels of the particles with the data and with the model cloud."""
-        x, z, how = clouds.x, clouds.z, (self.cost, self.tau)
+        x, how = clouds.x, (self.cost, self.tau)
+        a, b, c = (weights > 0 for weights in (clouds.a, clouds.b, clouds.c))
+        mask = self.masks(clouds)
         return (
-            gibbs_kernel(x, clouds.y, *how, backend=self.backend),
-            gibbs_kernel(x, z, *how, mask_self=self.masks(clouds), backend=self.backend),
+            gibbs_kernel(x, clouds.y, *how, backend=self.backend, alive=(a, b)),
+            gibbs_kernel(x, clouds.z, *how, mask_self=mask, backend=self.backend, alive=(a, c)),
         )
 
     def masks(self, clouds: Clouds) -> bool:

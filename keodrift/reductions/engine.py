@@ -109,6 +109,7 @@ def gibbs_kernel(
     *,
     mask_self: bool = False,
     backend: str | Engine = "auto",
+    alive: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> GibbsKernel:
     """The kernel exp(−C(x_i, y_j)/τ), ready for the verbs ``log_mass`` and ``barycentre``.
 
@@ -119,6 +120,8 @@ def gibbs_kernel(
         tau: Temperature, in the unit of the cost; one for all, or one a problem of the batch.
         mask_self: Excludes the pairs i = j.
         backend: ``"auto"``, a key of `ENGINES`, or an engine.
+        alive: Which queries ``(…, N)`` and atoms ``(…, M)`` count, all by default. The others, such
+            as padding far away, are met all the same, and cost these no digits.
 
     Raises:
         OptionError: The backend or the cost is unknown.
@@ -139,4 +142,6 @@ def gibbs_kernel(
             n, m, d, batch=len(flat_x), device=x.device.type, cost=cost, mask_self=mask_self
         ).engine
     engine = backend if isinstance(backend, Engine) else ENGINES[backend]
-    return engine.kernel(make_frame(flat_x, flat_y, cost, taus, mask_self), batch)
+    flat = [one if one is None else one.reshape(-1, one.shape[-1]) for one in alive]
+    frame = make_frame(flat_x, flat_y, cost, taus, mask_self, (flat[0], flat[1]))
+    return engine.kernel(frame, batch)

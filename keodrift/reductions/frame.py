@@ -116,18 +116,33 @@ def _ordered(values: Tensor, share: float) -> Tensor:
     return values.sort(1).values[:, int(share * (values.shape[1] - 1))][:, None]
 
 
-def _centre(points: Tensor) -> tuple[Tensor, Tensor]:
+def _centre(points: Tensor, alive: Tensor | None) -> tuple[Tensor, Tensor]:
     """The middle of a cloud, ``(B, 1, d)``, and the square of its radius, ``(B, 1, 1)``.
 
-    Nine tenths of the points are within the radius, of some that are evenly picked.
+    Nine tenths of the points are within the radius, of some that are evenly picked. Those that do
+    not count are taken to be where the first is that does: padding may be anywhere.
     """
-    some = points[:, :: -(-points.shape[1] // LOOKED_AT)]
+    step = -(-points.shape[1] // LOOKED_AT)
+    some = points[:, ::step]
+    if alive is not None:
+        first = alive.int().argmax(-1)[:, None, None].expand(-1, 1, points.shape[-1])
+        some = torch.where(alive[:, ::step, None], some, points.gather(1, first))
     middle = _ordered(some, 0.5)
     return middle, _ordered((some - middle).square().sum(-1, keepdim=True), 0.9)
 
 
-def make_frame(x: Tensor, y: Tensor, cost: Cost, tau: Tensor, mask_self: bool) -> Frame:
-    """Prepares ``x (B, N, d)``, ``y (B, M, d)`` and ``tau (B,)``; differentiable in ``x`` only."""
+def make_frame(
+    x: Tensor,
+    y: Tensor,
+    cost: Cost,
+    tau: Tensor,
+    mask_self: bool,
+    alive: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> Frame:
+    """Prepares ``x (B, N, d)``, ``y (B, M, d)`` and ``tau (B,)``; differentiable in ``x`` only.
+
+    Origins are amid the points of x ``(B, N)`` and y ``(B, M)`` that are alive; all by default.
+    """
     y = y.detach()
     x_own, y_own = None, None
     if cost.lift is not None:
@@ -137,11 +152,11 @@ def make_frame(x: Tensor, y: Tensor, cost: Cost, tau: Tensor, mask_self: bool) -
     scale, rate = torch.ones_like(tau), 1 / tau
     x_origin = y_origin = torch.zeros_like(y[:, :1])
     if cost.by_distance:
-        y_origin, y_square = _centre(y)
+        y_origin, y_square = _centre(y, alive[1])
         x_origin = y_origin
     if cost.curvature is not None:
         # Only a quadratic cost turns two different origins into linear terms.
-        x_origin, x_square = _centre(x.detach())
+        x_origin, x_square = _centre(x.detach(), alive[0])
         apart = (x_origin - y_origin).square().sum(-1, keepdim=True) > x_square + y_square
         x_origin = torch.where(apart, x_origin, y_origin)
         scale, rate = (cost.curvature / tau).sqrt(), scale

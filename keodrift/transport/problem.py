@@ -53,7 +53,13 @@ class EntropicProblem:
     def kernel(self) -> GibbsKernel:
         """The Gibbs kernel of x and y; its transpose is ``kernel.T``."""
         return gibbs_kernel(
-            self.x, self.y, self.cost, self.tau, mask_self=self.masked, backend=self.backend
+            self.x,
+            self.y,
+            self.cost,
+            self.tau,
+            mask_self=self.masked,
+            backend=self.backend,
+            alive=(self.a > 0, self.b > 0),
         )
 
     @cached_property
@@ -99,7 +105,10 @@ class EntropicProblem:
         """
         kernel = self.kernel
         if at is not None:
-            kernel = gibbs_kernel(at, self.y, self.cost, self.tau, backend=self.backend)
+            alive = None, self.b > 0
+            kernel = gibbs_kernel(
+                at, self.y, self.cost, self.tau, backend=self.backend, alive=alive
+            )
         return self._half_step(kernel, self._log_weights[1], g, guess)
 
     def column_step(
@@ -108,7 +117,8 @@ class EntropicProblem:
         """The half-step g = −λ log Σ_i a_i exp(f_i − C_ij/τ), ``(…, M)``; as `row_step`."""
         if at is None:
             return self._half_step(self.kernel.T, self._log_weights[0], f, guess)
-        kernel = gibbs_kernel(at, self.x, self.cost.turned, self.tau, backend=self.backend)
+        alive, turned = (None, self.a > 0), self.cost.turned
+        kernel = gibbs_kernel(at, self.x, turned, self.tau, backend=self.backend, alive=alive)
         return self._half_step(kernel, self._log_weights[0], f, guess)
 
     @cached_property
