@@ -91,10 +91,8 @@ def _numbers(result: dict[str, Any]) -> str:
 
 def _help(arguments: Sequence[str]) -> None:
     asked = [name for name in COMMANDS if name in arguments[:1]] or list(COMMANDS)
-    print(
-        USAGE
-        + "\n".join((config_dir() / f"{name}.yaml").read_text(encoding="utf-8") for name in asked)
-    )
+    pages = ((config_dir() / f"{name}.yaml").read_text(encoding="utf-8") for name in asked)
+    print(USAGE + "\n".join(pages))
     if "train" in asked:
         config = compose("train", [word for word in arguments if "=" in word])
         print(f"train, composed:\n\n{OmegaConf.to_yaml(config)}")

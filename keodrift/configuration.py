@@ -137,17 +137,15 @@ def compose(name: str, overrides: Sequence[str] = ()) -> Any:
         _hydra_of_its_own(),
         initialize_config_dir(str(config_dir()), version_base=None),
     ):
-        for one in _parse(overrides):
+        parsed = _parse(overrides)
+        for one in parsed:
             if re.match(r"hydra\b", one.key_or_group):
                 raise OptionError(one.key_or_group, one.value(), "a key of keodrift")
-        words = [_without_group(one) or str(one.input_line) for one in _parse(overrides)]
+        words = [_without_group(one) or str(one.input_line) for one in parsed]
         config = OmegaConf.merge(_SCHEMAS[name], hydra_compose(name, words))
         for key in sorted(OmegaConf.missing_keys(config)):
             raise OptionError(key, "nothing", "a value")
         return config
-
-
-_ESCAPED = {"'": "\\'", "${": "\\${", "": ""}
 
 
 def _without_group(override: Override) -> str | None:
@@ -164,8 +162,8 @@ def quoted(value: object) -> str:
         'of, many = signs'
     """
     # A backslash escapes what follows it if that is a quote, an interpolation, or the end.
-    text = re.sub(r"(\\*)('|\$\{|$)", lambda found: 2 * found[1] + _ESCAPED[found[2]], str(value))
-    return f"'{text}'"
+    text = re.sub(r"(\\+)(?='|\$\{|$)", r"\1\1", str(value))
+    return "'" + re.sub(r"('|\$\{)", r"\\\1", text) + "'"
 
 
 def compose_run(overrides: Sequence[str]) -> Any:

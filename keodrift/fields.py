@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -225,7 +226,7 @@ def cut(log_mass: Tensor, data: Tensor, model: Tensor) -> Tensor:
 
     Where every point is a row of its own column it is at most the root of that; above it are
     queries where hardly a particle is, and particles of next to no weight. Points of weight 0, with
-    which a batch may be padded, do not count.
+    which a batch may be padded, do not count. Beyond `LARGEST` it is cut in any case.
 
     Args:
         log_mass: ``(…, N)``.
@@ -349,17 +350,14 @@ class SoftmaxField(Field):
 class FlooredField(SoftmaxField):
     """Deng et al.'s Algorithm 2 as released: the joint coupling is raised to a floor pointwise.
 
-    Attributes:
-        rows: Its rows.
+    Its masses are `JointRows`, whose barycentres have that floor too.
     """
-
-    _: KW_ONLY
-    rows: JointRows
 
     def _at(
         self, z: Tensor, data: GibbsKernel, model: GibbsKernel, *, at_particles: bool = False
     ) -> Tensor:
-        mass, towards, away = self.rows.sides(self, data, model, at_particles)
+        rows: Any = self.masses
+        mass, towards, away = rows.sides(self, data, model, at_particles)
         return mass[..., None].to(towards.dtype) * (towards - away)
 
 

@@ -119,46 +119,56 @@ def _scaled(x: Tensor, y: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, Tenso
     """The scale of each particle, and data and inputs divided by that of their problem or class."""
     labels, inputs = inputs.get("x_labels"), dict(inputs)
     others = [name for name in ("model", "negatives") if inputs.get(name) is not None]
-
-    def alive(name: str, z: Tensor) -> Tensor:
-        key = f"{name.removesuffix('s')}_weights"
-        return check_weights(key, inputs.get(key), z) > 0
-
-    if labels is None:
-        weighted = []
-        for name, z in (("x", x), ("y", y), *((name, inputs[name]) for name in others)):
-            mass = alive(name, z).double()
-            weighted.append((z, mass, mass.sum(-1)))
-        scale = _distance_scale(*weighted, points=POINTS).to(x.dtype)[..., None, None]
-        return scale, y / scale, inputs | {name: inputs[name] / scale for name in others}
-    classes = torch.unique(labels)
-    if "negatives" in others and inputs.get("negative_labels") is None:
+    if labels is not None and "negatives" in others and inputs.get("negative_labels") is None:
         names = [n for n in ("negatives", "negative_weights") if inputs.get(n) is not None]
-        *rows, own = for_every_class(classes, *(inputs[name] for name in names))
+        *rows, own = for_every_class(torch.unique(labels), *(inputs[name] for name in names))
         inputs |= dict(zip(names, rows, strict=True)) | {"negative_labels": own}
-    clouds, some = [(x, labels)], [alive("x", x)]
-    for name, z in (("y", y), *((name, inputs[name]) for name in others)):
+    clouds = {"x": x, "y": y} | {name: inputs[name] for name in others}
+    alive = []
+    for name, z in clouds.items():
+        key = f"{name.removesuffix('s')}_weights"
+        alive.append(check_weights(key, inputs.get(key), z) > 0)
+    if labels is None:
+        counted = [
+            (z, some.double(), some.double().sum(-1))
+            for z, some in zip(clouds.values(), alive, strict=True)
+        ]
+        scale = _distance_scale(*counted, points=POINTS).to(x.dtype)[..., None, None]
+        scales = [scale] * len(clouds)
+    else:
+        scales = _class_scales(clouds, alive, inputs)
+    found = dict(zip(clouds, scales, strict=True))
+    return (
+        found["x"],
+        y / found["y"],
+        inputs | {name: inputs[name] / found[name] for name in others},
+    )
+
+
+def _class_scales(
+    clouds: dict[str, Tensor], alive: list[Tensor], inputs: dict[str, Any]
+) -> list[Tensor]:
+    """The scale of every point of each cloud, ``(K, 1)``: that of its class."""
+    members = []
+    for name, z in clouds.items():
         key = f"{name.removesuffix('s')}_labels"
         if inputs.get(key) is None:
             raise ShapeError(key, "None", "labels, as the others have")
-        check_labels(key, inputs[key], z)
-        clouds.append((z, inputs[key]))
-        some.append(alive(name, z))
-    members = [members_of(of, classes.tolist()) for _, of in clouds]
+        own = check_labels(key, inputs[key], z)
+        members.append(members_of(own, torch.unique(inputs["x_labels"]).tolist()))
     batch = []
-    for (z, _), theirs, counted in zip(clouds, members, some, strict=True):
-        theirs = [m[counted[m]] for m in theirs]
-        index, filled = padded([m[:: max(1, -(-len(m) // POINTS))] for m in theirs])
-        counts = torch.tensor([len(m) for m in theirs], dtype=torch.float64, device=z.device)
+    for z, some, theirs in zip(clouds.values(), alive, members, strict=True):
+        counted = [m[some[m]] for m in theirs]
+        index, filled = padded([m[:: max(1, -(-len(m) // POINTS))] for m in counted])
+        counts = torch.tensor([len(m) for m in counted], dtype=torch.float64, device=z.device)
         batch.append((z[index], filled.double(), counts))
-    found = _distance_scale(*batch, points=POINTS).to(x.dtype)
+    found = _distance_scale(*batch, points=POINTS).to(clouds["x"].dtype)
     # A point of a class that no particle has stays as it is; the drift refuses it.
-    scales = [z.new_ones(len(z), 1) for z, _ in clouds]
+    scales = [z.new_ones(len(z), 1) for z in clouds.values()]
     for scale, theirs in zip(scales, members, strict=True):
         for m, size in zip(theirs, found, strict=True):
             scale[m] = size
-    first, second, *rest = ((z / s, s) for (z, _), s in zip(clouds, scales, strict=True))
-    return first[1], second[0], inputs | dict(zip(others, (z for z, _ in rest), strict=True))
+    return scales
 
 
 def feature_scale(x: Tensor, y: Tensor, *others: Tensor, points: int = POINTS) -> Tensor:

@@ -262,6 +262,22 @@ def test_a_fresh_run_does_not_overwrite_the_checkpoint_of_another(tmp_path):
     assert first.run(3)[-1]["step"] == 3  # its own is no other's
 
 
+def resumed_with(source, tmp_path):
+    """The batch source of a run that was resumed half-way, which is as one that was not."""
+
+    def run(folder):
+        made = trainer(folder)
+        made.state.batches = source()
+        return made
+
+    straight, resumed = run(tmp_path / "a"), run(tmp_path / "b")
+    straight.run(10)
+    run(tmp_path / "b").run(5)
+    resumed.run(10, resume=True)
+    assert_same(straight, resumed)
+    return resumed.state.batches
+
+
 def test_a_batch_source_with_a_state_resumes_where_it_was(tmp_path):
     class Cycling:
         """Goes through three data sets in turn."""
@@ -279,17 +295,7 @@ def test_a_batch_source_with_a_state_resumes_where_it_was(tmp_path):
         def load_state_dict(self, state):
             self.turn = state["turn"]
 
-    def cycling(folder):
-        run = trainer(folder)
-        run.state.batches = Cycling()
-        return run
-
-    straight, resumed = cycling(tmp_path / "a"), cycling(tmp_path / "b")
-    straight.run(10)
-    cycling(tmp_path / "b").run(5)
-    resumed.run(10, resume=True)
-    assert resumed.state.batches.turn == 10
-    assert_same(straight, resumed)
+    assert resumed_with(Cycling, tmp_path).turn == 10
 
 
 @pytest.mark.parametrize("wrong", [kd.OneSidedDrift(1.0), [kd.OneSidedDrift(1.0)], None])
@@ -762,17 +768,7 @@ def test_a_source_without_a_state_at_first_resumes_with_that_it_had(tmp_path):
 
         load_state_dict = dict.update
 
-    def seen(folder):
-        run = trainer(folder)
-        run.state.batches = Seen()
-        return run
-
-    straight, resumed = seen(tmp_path / "a"), seen(tmp_path / "b")
-    straight.run(6)
-    seen(tmp_path / "b").run(3)
-    resumed.run(6, resume=True)
-    assert resumed.state.batches == {"turn": 6}
-    assert_same(straight, resumed)
+    assert resumed_with(Seen, tmp_path) == {"turn": 10}
 
 
 class Counting(torch.nn.Module):

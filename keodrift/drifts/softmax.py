@@ -50,8 +50,9 @@ class SoftmaxDrift(Drift):
 
     Example:
         >>> import torch, keodrift as kd
-        >>> isinstance(kd.OneSidedDrift(tau=1.0), kd.SoftmaxDrift)
-        True
+        >>> drift = kd.OneSidedDrift(tau=0.05, relative=True)
+        >>> drift.fit(torch.zeros(1, 2), torch.ones(3, 2)).data.tau
+        tensor(0.0375, dtype=torch.float64)
     """
 
     tau: float
@@ -216,11 +217,8 @@ class TwoSidedDrift(SoftmaxDrift):
         data, model = log_columns(kernels, a.log())
         biases = b.log() - data / 2, c.log() - model / 2
         rows = JointRows(b.log(), c.log(), a, self.floor or 0.0)
-        if self.floor is None:
-            return self.field(clouds, *biases, masses=rows, kernels=kernels)
-        return self.field(
-            clouds, *biases, kind=FlooredField, rows=rows, masses=rows, kernels=kernels
-        )
+        kind = SoftmaxField if self.floor is None else FlooredField
+        return self.field(clouds, *biases, kind=kind, masses=rows, kernels=kernels)
 
 
 def log_columns(kernels: tuple[GibbsKernel, GibbsKernel], bias: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,8 @@ def check_pair(x: Tensor, y: Tensor, name: str, least: int = 1) -> None:
     """Checks two clouds ``(N, d)`` and ``(M, d)`` of at least so many finite points."""
     for which, points in (("x", x), (name, y)):
         if not isinstance(points, Tensor) or points.dtype.is_complex:
-            raise DtypeError(which, type(points).__name__, "a tensor of real numbers")
+            got = getattr(points, "dtype", type(points).__name__)
+            raise DtypeError(which, got, "a tensor of real numbers")
     if x.ndim != 2 or len(x) < least:
         raise ShapeError("x", tuple(x.shape), f"a shape (N, d) with N ≥ {least}")
     if y.ndim != 2 or len(y) < least or y.shape[1] != x.shape[1]:

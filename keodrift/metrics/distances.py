@@ -36,6 +36,7 @@ def wasserstein_squared(
     Raises:
         ShapeError: The clouds are empty or live in different dimensions.
         NonFiniteError: A coordinate is NaN or infinite.
+        RunError: The simplex stops short of the optimum.
 
     Reference:
         Flamary et al., POT: Python Optimal Transport, JMLR 2021 (`ot.emd2`).

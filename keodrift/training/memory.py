@@ -11,6 +11,7 @@ from torch import Tensor
 from keodrift.drifts import CarriedDrift, ClassField, Drift
 from keodrift.drifts.by_class import Part
 from keodrift.fields import Field
+from keodrift.training.state import Stateful
 
 
 class Memory:
@@ -18,7 +19,7 @@ class Memory:
 
     Args:
         drifts: The drifts. Their `torch.Generator`s are part of what is remembered, and the states
-            of functions and modules that have a ``state_dict``.
+            of those that are `Stateful`, such as modules.
 
     Example:
         >>> import keodrift as kd
@@ -32,9 +33,7 @@ class Memory:
             value for drift in drifts if isinstance(drift, Drift) for value in vars(drift).values()
         ]
         self.generators = [value for value in own if isinstance(value, torch.Generator)]
-        self.drifts: list[Any] = [
-            one for one in drifts if not isinstance(one, Drift) and _remembers(one)
-        ]
+        self.drifts: list[Any] = [one for one in drifts if isinstance(one, Stateful)]
         self.carries = any(isinstance(drift, CarriedDrift) for drift in drifts)
         self._fields: dict[int, Field] = {}
         self._states: dict[int, dict[tuple[int, ...], Any]] = {}  # loaded, and not met again yet
@@ -66,10 +65,6 @@ class Memory:
         for generator, state in zip(self.generators, state_dict["generators"], strict=True):
             generator.set_state(state)
         self._fields, self._states = {}, dict(state_dict["fields"])
-
-
-def _remembers(drift: Any) -> bool:
-    return hasattr(drift, "state_dict") and hasattr(drift, "load_state_dict")
 
 
 def _state(field: Any) -> dict[tuple[int, ...], Any]:
