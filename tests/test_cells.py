@@ -226,6 +226,69 @@ def test_verbs_on_real_sizes_in_blocks(resized, dtype):
     assert (mean - expected).abs().max() <= 2 * allowed * ref.spread(x, y)
 
 
+def masked_agree(kernel, x, y, bias, tau) -> None:
+    """Both verbs without pairs i = i, beside the dense reference."""
+    allowed = 4 * ACCURACY[x.dtype] + 500 * torch.finfo(x.dtype).eps
+    expected = ref.log_mass(x, y, bias, "half_squared", tau, True)
+    found = kernel.log_mass(bias)
+    empty = torch.isneginf(expected)
+    assert torch.equal(torch.isneginf(found), empty)
+    assert bool(((found - expected)[~empty].abs() <= allowed).all())
+    mean = ref.barycentre(x, y, bias, "half_squared", tau, True)
+    off = kernel.barycentre(bias) - torch.where(empty[..., None], 0.0, mean)
+    assert off.abs().max() <= 2 * allowed * ref.spread(x, y)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("d", [1, 2, 3])
+@pytest.mark.parametrize("counts", [(170, 170), (170, 130), (130, 170)])
+@pytest.mark.parametrize("kind", ["flat", "late", "removed"])
+def test_verbs_without_a_point_itself(always, dtype, d, counts, kind):
+    """A particle far from all others is nearly alone in its sum: there digits would be lost."""
+    n, m = counts
+    points = modes(1, max(counts), d, dtype)
+    points[[1, 5]] = torch.tensor([[9.0], [-11.0]], dtype=dtype).expand(2, d)
+    x, y = points[:n], points[:m]
+    bias = biases(x, y, 1.0)[kind]
+    kernel = gibbs_kernel(x, y, "half_squared", 1.0, mask_self=True, backend="cells")
+    assert kernel._sums(bias[None], averages=False) is not None, "not by cells"
+    masked_agree(kernel, x, y, bias, 1.0)
+    back = torch.linspace(-3, 3, n, dtype=torch.float64)
+    masked_agree(kernel.T, y, x, back, 1.0)
+
+
+@pytest.mark.parametrize("alive", [0, 1, 2])
+def test_few_atoms_beside_the_excluded_one(always, alive):
+    x = modes(1, 40, 2)
+    bias = torch.full((40,), -torch.inf, dtype=torch.float64)
+    bias[3 : 3 + alive] = 0.3
+    kernel = gibbs_kernel(x, x, "half_squared", 1.0, mask_self=True, backend="cells")
+    masked_agree(kernel, x, x, bias, 1.0)
+
+
+def test_points_that_are_all_nearly_alone_are_left_to_pairs(always):
+    x = modes(1, 100, 2)
+    kernel = gibbs_kernel(x, x, "half_squared", 1e-4, mask_self=True, backend="cells")
+    bias = torch.zeros(100, dtype=torch.float64)
+    assert kernel._sums(bias[None], averages=False) is None
+    expected = ref.log_mass(x, x, bias, "half_squared", 1e-4, True)
+    assert torch.allclose(kernel.log_mass(bias), expected, rtol=1e-10)
+
+
+def test_batches_without_a_point_itself(always):
+    x = torch.stack([modes(s, 90, 2) for s in range(3)])
+    x[1, 7] = 30.0
+    bias = torch.randn(3, 90, generator=torch.Generator().manual_seed(0)).double()
+    tau = torch.tensor([0.8, 1.0, 1.5], dtype=torch.float64)
+    kernel = gibbs_kernel(x, x, "half_squared", tau, mask_self=True, backend="cells")
+    assert kernel._sums(bias, averages=False) is not None
+    mass, mean = kernel.log_mass(bias), kernel.barycentre(bias)
+    for b in range(3):
+        one = x[b], x[b], bias[b], "half_squared", float(tau[b]), True
+        assert (mass[b] - ref.log_mass(*one)).abs().max() <= 1e-8
+        assert (mean[b] - ref.barycentre(*one)).abs().max() <= 1e-7
+
+
 def test_far_clouds_and_duplicates(always):
     x = torch.cat([modes(1, 60, 2), torch.zeros(40, 2)]) + 1e4
     y = torch.cat([modes(2, 60, 2), torch.ones(40, 2)])
@@ -281,11 +344,12 @@ def test_pairs_serve_while_the_bias_hardly_moves(always):
     assert kernel._problems[0].pairs is not pairs
 
 
-@pytest.mark.parametrize("case", ["d = 4", "mask", "cost", "gradient", "values", "few points"])
-def test_what_cannot_be_compressed_is_still_right(case, cloud):
+@pytest.mark.parametrize("case", ["d = 4", "cost", "gradient", "values", "few points"])
+@pytest.mark.parametrize("mask", [False, True])
+def test_what_cannot_be_compressed_is_still_right(case, mask, cloud):
     d = 4 if case == "d = 4" else 2
     x, y, bias = cloud(0, 20, d), cloud(1, 20, d), cloud(2, 20)
-    cost, mask = ("euclidean" if case == "cost" else "half_squared"), case == "mask"
+    cost = "euclidean" if case == "cost" else "half_squared"
     if case == "gradient":
         x.requires_grad_()
     values = cloud(3, 20, 6) if case == "values" else None
@@ -302,19 +366,17 @@ def test_what_cannot_be_compressed_is_still_right(case, cloud):
 
 
 @pytest.mark.parametrize("tau", [0.1, 1.0])
-def test_sinkhorn_drift_is_that_of_the_dense_engine(always, tau):
+@pytest.mark.parametrize("mask", [False, True])
+def test_sinkhorn_drift_is_that_of_the_dense_engine(always, tau, mask):
     x, y = modes(1, 400, 2), modes(2, 500, 2)
-    drifts = [
-        kd.SinkhornDrift(tau, tol=1e-7, max_half_steps=5000, backend=backend)(x, y)
-        for backend in ("cells", "dense")
-    ]
+    how = {"tol": 1e-7, "max_half_steps": 5000, "mask_self": mask}
+    drifts = [kd.SinkhornDrift(tau, **how, backend=backend)(x, y) for backend in ("cells", "dense")]
     assert (drifts[0] - drifts[1]).norm() <= 1e-5 * drifts[1].norm()
 
 
 def test_chosen_for_large_clouds_in_low_dimension():
     assert choose_backend(10**5, 10**5, 2).engine == "cells"
     assert choose_backend(10**5, 10**5, 4).engine != "cells"
-    assert choose_backend(10**5, 10**5, 2, mask_self=True).engine != "cells"
     assert choose_backend(10**5, 10**5, 2, cost="euclidean").engine != "cells"
     assert "compressed" in choose_backend(10**6, 10**6, 2).reason
     x = torch.zeros(20_000, 2)

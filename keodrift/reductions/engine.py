@@ -57,7 +57,6 @@ def choose_backend(
     batch: int = 1,
     device: str = "cpu",
     cost: Cost | str | Any = "half_squared",
-    mask_self: bool = False,
 ) -> Choice:
     """Picks the engine that ``backend="auto"`` would use, and says why.
 
@@ -68,7 +67,6 @@ def choose_backend(
         batch: Number of independent problems.
         device: Type of the device that holds the points, ``"cpu"`` or ``"cuda"``.
         cost: The ground cost.
-        mask_self: Whether pairs i = j are excluded.
 
     Returns:
         A `Choice`; printing it gives engine and reason.
@@ -86,7 +84,7 @@ def choose_backend(
     held = n * m * (1 if cost.by_distance else d)
     if held <= limits.stored and batch * held <= limits.batch:
         return Choice("dense", f"{pairs} pairs fit in one block")
-    compressed = cost.curvature is not None and d <= CELLS_DIMENSION and not mask_self
+    compressed = cost.curvature is not None and d <= CELLS_DIMENSION
     if compressed and n * m >= limits.cells:
         return Choice("cells", f"{pairs} pairs in d = {d} are compressed between cells")
     limit = limits.keops_dimension
@@ -138,9 +136,8 @@ def gibbs_kernel(
     flat_x, flat_y = x.reshape(-1, n, d), y.reshape(-1, m, d)
     taus = torch.as_tensor(tau, dtype=torch.float64, device=y.device).expand(batch).reshape(-1)
     if backend == "auto":
-        backend = choose_backend(
-            n, m, d, batch=len(flat_x), device=x.device.type, cost=cost, mask_self=mask_self
-        ).engine
+        device = x.device.type
+        backend = choose_backend(n, m, d, batch=len(flat_x), device=device, cost=cost).engine
     engine = backend if isinstance(backend, Engine) else ENGINES[backend]
     flat = [one if one is None else one.reshape(-1, one.shape[-1]) for one in alive]
     frame = make_frame(flat_x, flat_y, cost, taus, mask_self, (flat[0], flat[1]))

@@ -83,6 +83,30 @@ class Frame:
         x_own, y_own = (None if z is None else z.to(dtype) for z in (self.x_own, self.y_own))
         return replace(self, x=x, y=y, rate=rate, x_own=x_own, y_own=y_own)
 
+    def part(self, b: int, rows: Tensor, columns: Tensor) -> Frame:
+        """Some queries and atoms of one problem, by their indices."""
+        x, row = (z[b, rows][None] for z in (self.x, self.row))
+        y, col = (z[b, columns][None] for z in (self.y, self.col))
+        x_own = None if self.x_own is None else self.x_own[b, rows][None]
+        y_own = None if self.y_own is None else self.y_own[b, columns][None]
+        each = (self.x_origin, self.y_origin, self.scale, self.rate, self.tau)
+        x_origin, y_origin, scale, rate, tau = (z[b : b + 1] for z in each)
+        return Frame(
+            x,
+            y,
+            row,
+            col,
+            x_origin,
+            y_origin,
+            scale,
+            rate,
+            self.cost,
+            tau,
+            self.mask_self,
+            x_own,
+            y_own,
+        )
+
     @property
     def values(self) -> Tensor:
         """What is averaged for a barycentre: working atoms, or offsets of what was lifted."""

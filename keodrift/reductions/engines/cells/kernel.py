@@ -7,7 +7,8 @@ cell enter through a few moments as seen from the centre of the queries' cell,
     Q_α = Σ_j exp(bias_j − ½‖v_j‖² + D·v_j) v_j^α,
 
 and a query sums exp(−½‖D‖² − D·u − ½‖u‖²) Σ_α c_α u^α Q_α over the cells it needs: (N + M)·k·P
-operations, k cells and P moments each, in place of N·M exponentials.
+operations, k cells and P moments each, in place of N·M exponentials. Of a sum without the pair
+i = i that pair's share is taken off again; where it is most of the sum, pairs of points are met.
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ ACCURACY = {torch.float32: 1e-5, torch.float64: 1e-9}
 MOMENT_PAIRS = 8
 # How far potentials may spread from those that pairs of cells were found for.
 MARGIN = 1.0
+# Share of an excluded pair up to which it is subtracted: what is left errs 1/(1 − share) as much.
+OWN_SHARE = 0.5
+# One query in so many may have more, at most: else visiting all pairs is cheaper.
+ALONE = 8
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,9 @@ class Cells(Engine):
     """Compresses pairs between cells.
 
     Attributes:
-        otherwise: Engine of what it cannot compress: other costs, more dimensions, masks, graphs,
-            and clouds so small or so wide that pairs of points are cheaper.
+        otherwise: Engine of what it cannot compress: other costs, more dimensions, graphs, points
+            that are nearly alone where they are excluded themselves, and clouds so small or so
+            wide that pairs of points are cheaper.
     """
 
     name = "cells"
@@ -92,7 +98,7 @@ class CellKernel(GibbsKernel):
     def _compresses(self) -> bool:
         frame = self.frame
         low = frame.x.shape[-1] <= CELLS_DIMENSION
-        return frame.quadratic and low and not (frame.mask_self or frame.x.requires_grad)
+        return frame.quadratic and low and not frame.x.requires_grad
 
     def _log_sum(self, bias: Tensor, guess: Tensor | None) -> Tensor:
         found = self._sums(bias, averages=False)  # between cells a guess saves nothing
@@ -106,19 +112,50 @@ class CellKernel(GibbsKernel):
         return self._exact._coupling_sum(*arguments)
 
     def _omitted(self, squares: Tensor) -> Tensor | float:
-        return ACCURACY[self.frame.y.dtype] / 2
+        more = 1 / (1 - OWN_SHARE) if self.frame.mask_self else 1
+        return more * ACCURACY[self.frame.y.dtype] / 2
 
     def _sums(self, bias: Tensor, averages: bool) -> Tensor | None:
         """Log-sums or averages of the atoms; None where pairs of points are cheaper."""
         if not self._compresses:
             return None
         found = []
-        for problem, each in zip(self._problems, bias, strict=True):
+        for b, (problem, each) in enumerate(zip(self._problems, bias, strict=True)):
             sums = problem.sums(each, averages)
+            if sums is not None and self.frame.mask_self:
+                total = problem.sums(each, averages=False) if averages else sums
+                sums = None if total is None else self._without_own(b, each, sums, total)
             if sums is None:
                 return None
             found.append(sums)
         return torch.stack(found)
+
+    def _without_own(self, b: int, bias: Tensor, sums: Tensor, total: Tensor) -> Tensor | None:
+        """Log-sums or averages of a problem less the pairs i = i; None where those are too much."""
+        x, y = self.frame.x[b], self.frame.y[b]
+        both, averages = min(len(x), len(y)), sums is not total
+        own = bias[:both] - (x[:both].double() - y[:both].double()).square().sum(-1) / 2
+        share = torch.zeros_like(total)
+        share[:both] = (own - total[:both]).exp().nan_to_num(0)  # −∞ less −∞: no atom is alive
+        alone = (share > OWN_SHARE).nonzero()[:, 0]
+        if ALONE * len(alone) > len(x):
+            return None
+        share.clamp_(max=OWN_SHARE)
+        if averages:
+            rest = share[:both, None].to(sums.dtype)
+            sums[:both] = (sums[:both] - rest * y[:both]) / (1 - rest)
+        else:
+            sums = sums + torch.log1p(-share)
+        if len(alone):
+            # They and their own atoms come first, so that a query's own has its index.
+            others = torch.ones(len(y), dtype=torch.bool, device=y.device)
+            others[alone] = False
+            order = torch.cat([alone, others.nonzero()[:, 0]])
+            frame = self.frame.part(b, alone, order)
+            exact, some = self.engine.otherwise.kernel(frame, ()), bias[None, order]
+            verb = exact._average(some, None, None) if averages else exact._log_sum(some, None)
+            sums[alone] = verb[0]
+        return sums
 
 
 @dataclass
