@@ -210,19 +210,21 @@ def test_verbs(always, dtype, d, kind, tau):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_verbs_on_real_sizes_in_blocks(resized, dtype):
+@pytest.mark.parametrize("mask", [False, True])
+def test_verbs_on_real_sizes_in_blocks(resized, dtype, mask):
     """Nothing patched but the memory: several blocks of moments, several batches of cells."""
     resized(moments=1 << 14, cell_tile=1 << 14)
     x, y = modes(1, 6000, 2, dtype), modes(2, 5000, 2, dtype)
-    kernel = gibbs_kernel(x, y, "squared", 0.4, backend="cells")
+    x[:200] = y[:200]  # whose own pairs weigh most
+    kernel = gibbs_kernel(x, y, "squared", 0.4, mask_self=mask, backend="cells")
     assert kernel._sums(torch.zeros(1, 5000, dtype=torch.float64), False) is not None
     bias = -gibbs_kernel(y, x, "half_squared", 0.2, backend="tiled").log_mass(torch.zeros(6000))
     rows = slice(0, 300)
     found = kernel.log_mass(bias)[rows]
     allowed = 2 * ACCURACY[dtype] + 64 * torch.finfo(dtype).eps * 200
-    assert (found - ref.log_mass(x[rows], y, bias, "squared", 0.4)).abs().max() <= allowed
+    assert (found - ref.log_mass(x[rows], y, bias, "squared", 0.4, mask)).abs().max() <= allowed
     mean = kernel.barycentre(bias)[rows]
-    expected = ref.barycentre(x[rows], y, bias, "squared", 0.4)
+    expected = ref.barycentre(x[rows], y, bias, "squared", 0.4, mask)
     assert (mean - expected).abs().max() <= 2 * allowed * ref.spread(x, y)
 
 
@@ -380,4 +382,5 @@ def test_chosen_for_large_clouds_in_low_dimension():
     assert choose_backend(10**5, 10**5, 2, cost="euclidean").engine != "cells"
     assert "compressed" in choose_backend(10**6, 10**6, 2).reason
     x = torch.zeros(20_000, 2)
-    assert isinstance(gibbs_kernel(x, x), CellKernel)
+    for mask in (False, True):
+        assert isinstance(gibbs_kernel(x, x, mask_self=mask), CellKernel)

@@ -126,17 +126,22 @@ def test_what_a_training_diverged_on_is_kept(tmp_path):
 
 
 def test_an_interrupted_run_keeps_the_step_it_was_in(tmp_path):
-    script = RUN.replace("checkpoint_every=1,", "checkpoint_every=100_000,")
+    # A shell's background jobs ignore interrupts, and what they start does too: not this run.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    script = heard + RUN.replace("checkpoint_every=1,", "checkpoint_every=100_000,")
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path), "100000"], stderr=subprocess.DEVNULL
     )
     log = tmp_path / "metrics.jsonl"
-    while not (log.exists() and log.read_text().count("\n") > 3):
-        assert process.poll() is None
-        time.sleep(0.05)
-    assert not checkpoints(tmp_path)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) != 0
+    try:
+        while not (log.exists() and log.read_text().count("\n") > 3):
+            assert process.poll() is None
+            time.sleep(0.05)
+        assert not checkpoints(tmp_path)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) != 0
+    finally:
+        process.kill()
     steps = log.read_text().count("\n")
     saved = torch.load(checkpoints(tmp_path)[0])
     assert saved["step"] == steps == len(saved["history"])

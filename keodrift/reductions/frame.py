@@ -85,26 +85,20 @@ class Frame:
 
     def part(self, b: int, rows: Tensor, columns: Tensor) -> Frame:
         """Some queries and atoms of one problem, by their indices."""
-        x, row = (z[b, rows][None] for z in (self.x, self.row))
-        y, col = (z[b, columns][None] for z in (self.y, self.col))
-        x_own = None if self.x_own is None else self.x_own[b, rows][None]
-        y_own = None if self.y_own is None else self.y_own[b, columns][None]
-        each = (self.x_origin, self.y_origin, self.scale, self.rate, self.tau)
-        x_origin, y_origin, scale, rate, tau = (z[b : b + 1] for z in each)
-        return Frame(
-            x,
-            y,
-            row,
-            col,
-            x_origin,
-            y_origin,
-            scale,
-            rate,
-            self.cost,
-            tau,
-            self.mask_self,
-            x_own,
-            y_own,
+        one = slice(b, b + 1)
+        return replace(
+            self,
+            x=self.x[one, rows],
+            y=self.y[one, columns],
+            row=self.row[one, rows],
+            col=self.col[one, columns],
+            x_origin=self.x_origin[one],
+            y_origin=self.y_origin[one],
+            scale=self.scale[one],
+            rate=self.rate[one],
+            tau=self.tau[one],
+            x_own=None if self.x_own is None else self.x_own[one, rows],
+            y_own=None if self.y_own is None else self.y_own[one, columns],
         )
 
     @property

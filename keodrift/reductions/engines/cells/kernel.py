@@ -102,11 +102,11 @@ class CellKernel(GibbsKernel):
 
     def _log_sum(self, bias: Tensor, guess: Tensor | None) -> Tensor:
         found = self._sums(bias, averages=False)  # between cells a guess saves nothing
-        return self._exact._log_sum(bias, guess) if found is None else found
+        return self._exact._log_sum(bias, guess) if found is None else found[0]
 
     def _average(self, bias: Tensor, values: Tensor | None, guess: Tensor | None) -> Tensor:
         found = self._sums(bias, averages=True) if values is None else None
-        return self._exact._average(bias, values, guess) if found is None else found
+        return self._exact._average(bias, values, guess) if found is None else found[1]
 
     def _coupling_sum(self, *arguments: Any) -> Tensor:
         return self._exact._coupling_sum(*arguments)
@@ -115,47 +115,47 @@ class CellKernel(GibbsKernel):
         more = 1 / (1 - OWN_SHARE) if self.frame.mask_self else 1
         return more * ACCURACY[self.frame.y.dtype] / 2
 
-    def _sums(self, bias: Tensor, averages: bool) -> Tensor | None:
-        """Log-sums or averages of the atoms; None where pairs of points are cheaper."""
+    def _sums(self, bias: Tensor, averages: bool) -> tuple[Tensor, Tensor] | None:
+        """Log-sums and averages as `_Clouds.sums`; None where pairs of points are cheaper."""
         if not self._compresses:
             return None
         found = []
         for b, (problem, each) in enumerate(zip(self._problems, bias, strict=True)):
             sums = problem.sums(each, averages)
             if sums is not None and self.frame.mask_self:
-                total = problem.sums(each, averages=False) if averages else sums
-                sums = None if total is None else self._without_own(b, each, sums, total)
+                sums = self._without_own(b, each, *sums)
             if sums is None:
                 return None
             found.append(sums)
-        return torch.stack(found)
+        log_sums, means = zip(*found, strict=True)
+        return torch.stack(log_sums), torch.stack(means)
 
-    def _without_own(self, b: int, bias: Tensor, sums: Tensor, total: Tensor) -> Tensor | None:
-        """Log-sums or averages of a problem less the pairs i = i; None where those are too much."""
+    def _without_own(
+        self, b: int, bias: Tensor, log_sums: Tensor, means: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """The sums of a problem less the pairs i = i; None where those are too much of them."""
         x, y = self.frame.x[b], self.frame.y[b]
-        both, averages = min(len(x), len(y)), sums is not total
+        both, width = min(len(x), len(y)), means.shape[-1]
         own = bias[:both] - (x[:both].double() - y[:both].double()).square().sum(-1) / 2
-        share = torch.zeros_like(total)
-        share[:both] = (own - total[:both]).exp().nan_to_num(0)  # −∞ less −∞: no atom is alive
+        share = torch.zeros_like(log_sums)
+        share[:both] = (own - log_sums[:both]).exp().nan_to_num(0)  # −∞ less −∞: no atom is alive
         alone = (share > OWN_SHARE).nonzero()[:, 0]
         if ALONE * len(alone) > len(x):
             return None
         share.clamp_(max=OWN_SHARE)
-        if averages:
-            rest = share[:both, None].to(sums.dtype)
-            sums[:both] = (sums[:both] - rest * y[:both]) / (1 - rest)
-        else:
-            sums = sums + torch.log1p(-share)
+        log_sums = log_sums + torch.log1p(-share)
+        rest = share[:both, None].to(means.dtype)
+        means[:both] = (means[:both] - rest * y[:both, :width]) / (1 - rest)
         if len(alone):
             # They and their own atoms come first, so that a query's own has its index.
             others = torch.ones(len(y), dtype=torch.bool, device=y.device)
             others[alone] = False
             order = torch.cat([alone, others.nonzero()[:, 0]])
-            frame = self.frame.part(b, alone, order)
-            exact, some = self.engine.otherwise.kernel(frame, ()), bias[None, order]
-            verb = exact._average(some, None, None) if averages else exact._log_sum(some, None)
-            sums[alone] = verb[0]
-        return sums
+            exact = self.engine.otherwise.kernel(self.frame.part(b, alone, order), ())
+            log_sums[alone] = exact._log_sum(bias[None, order], None)[0]
+            if width:
+                means[alone] = exact._average(bias[None, order], None, None)[0]
+        return log_sums, means
 
 
 @dataclass
@@ -176,12 +176,13 @@ class _Clouds:
     y: Partition
     pairs: _Pairs | None = None
 
-    def sums(self, bias: Tensor, averages: bool) -> Tensor | None:
-        """Log-sums ``(N,)``, float64, or averages of the atoms, ``(N, d)``."""
+    def sums(self, bias: Tensor, averages: bool) -> tuple[Tensor, Tensor] | None:
+        """Log-sums ``(N,)``, float64, and averages of the atoms, ``(N, d)``, or ``(N, 0)``."""
         x, y = self.x, self.y
-        out = torch.zeros_like(x.local) if averages else bias.new_full((len(x.order),), -torch.inf)
+        log_sums = bias.new_full((len(x.order),), -torch.inf)
+        means = torch.zeros_like(x.local if averages else x.local[:, :0])
         if not bool(torch.isfinite(bias).any()):
-            return out
+            return log_sums, means
         accuracy = ACCURACY[y.local.dtype]
         bias = bias[y.order]
         tilted = Tilted.of(y, bias)
@@ -194,9 +195,9 @@ class _Clouds:
         for cells, part in self._blocks(pairs, sizes(bias.device.type).moments // size):
             i, j = pairs.i[part], pairs.j[part]
             level, moments = _moments(x, y, tilted, i, j, len(polynomial) - 1)
-            points, found = _evaluate(x, y, cells, i, j, level, moments, polynomial, averages)
-            out[points] = found
-        return out
+            points, *found = _evaluate(x, y, cells, i, j, level, moments, polynomial, averages)
+            log_sums[points], means[points] = found
+        return log_sums, means
 
     def _find(self, bias: Tensor, tilted: Tilted, accuracy: float) -> _Pairs:
         if self.pairs is not None:
@@ -261,8 +262,8 @@ def _evaluate(
     moments: Tensor,
     polynomial: tuple[float, ...],
     averages: bool,
-) -> tuple[Tensor, Tensor]:
-    """Log-sums or averages at the points of a slice of query cells, from all their pairs.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-sums and averages at the points of a slice of query cells, from all their pairs.
 
     Returns:
         Which points these are in their cloud, and what was found there.
@@ -306,12 +307,12 @@ def _evaluate(
         mass.index_copy_(0, at, total.flatten())
         top.index_copy_(0, at, peak.flatten())
     here = x.order[begin : begin + n]
-    if averages:
-        return here, reference[owner].to(local.dtype) + mean[:n]
     u = local[:n].double()
     towards = (x.centre[cells] - reference)[owner]
     log_sum = mass[:n].double().log() + top[:n] + best[owner]
-    return here, log_sum - (towards * u).sum(-1) - u.square().sum(-1) / 2
+    log_sum = log_sum - (towards * u).sum(-1) - u.square().sum(-1) / 2
+    mean = reference[owner].to(local.dtype) + mean[:n] if averages else mean[:n, :0]
+    return here, log_sum, mean
 
 
 def _with_row(values: Tensor, last: float) -> Tensor:
