@@ -221,7 +221,7 @@ def draw_noise(
             independent ones.
 
     Returns:
-        ``(n, noise_dim)``, float32.
+        ``(n, noise_dim)`` in the dtype of the network's weights, drawn in float32.
 
     Raises:
         ArgumentError: The network does not state its ``noise_dim``, or ``n`` is not positive.
@@ -234,9 +234,13 @@ def draw_noise(
     width = getattr(network, "noise_dim", None)
     if not isinstance(width, int):
         raise ArgumentError("network", type(network).__name__, "an attribute noise_dim")
+    dtypes = (weight.dtype for weight in network.parameters() if weight.is_floating_point())
+    dtype = next(dtypes, torch.float32)
     if balanced:
-        return balanced_normal(n, width, generator)
-    return torch.randn(n, width, generator=generator, device=generator.device, dtype=torch.float32)
+        return balanced_normal(n, width, generator).to(dtype)
+    # In one precision, so that networks of any are told the same.
+    single = {"device": generator.device, "dtype": torch.float32}
+    return torch.randn(n, width, generator=generator, **single).to(dtype)
 
 
 @torch.no_grad()
@@ -272,8 +276,6 @@ def sample(
         torch.Size([1000, 2])
     """
     noise = draw_noise(network, n, generator)
-    dtypes = [weight.dtype for weight in network.parameters() if weight.is_floating_point()]
-    noise = noise.to(dtypes[0] if dtypes else noise.dtype)
     if labels is not None:
         check_labels("labels", labels, noise)
         if isinstance(network, (MLP, ResidualMLP)):

@@ -16,7 +16,7 @@ from keodrift.metrics import (
     wasserstein_squared,
 )
 from keodrift.networks import MLP, ConditionalMLP, sample
-from keodrift.tasks import PlanarTask, latent_batches, target_batches
+from keodrift.tasks import Guidance, LatentTask, PlanarTask, latent_batches, target_batches
 from keodrift.training import Objective, Trainer
 from keodrift.training.state import Stateful
 
@@ -284,3 +284,28 @@ def test_what_would_end_a_planar_training_is_refused_before_it():
     with pytest.raises(OptionError, match=r"^negatives: got 'crossed' for 8 samples and 16 data"):
         latents = load_digits_latents(6)
         latent_batches(ConditionalMLP(dim=6), latents, 8, negatives="crossed", data_per_class=16)
+
+
+@pytest.mark.parametrize("kind", ["planar", "conditional", "guided latents"])
+@pytest.mark.parametrize("balanced", [False, True])
+def test_networks_in_double_precision_train_as_in_single(tmp_path, kind, balanced):
+    settings = {"batch": 16, "evaluate_samples": 30, "balanced": balanced, "negatives": "fresh"}
+    scores = []
+    for dtype in (torch.float32, torch.float64):
+        if kind == "guided latents":
+            task = LatentTask(load_digits_latents(6), guidance=Guidance(2), **settings)
+            network = ConditionalMLP(width=16, guidance_dim=4)
+        else:
+            task = PlanarTask(EIGHT, **settings)
+            network = MLP(width=16) if kind == "planar" else conditional(width=16)
+        network.to(dtype)
+        adam = torch.optim.Adam(network.parameters(), lr=1e-2)
+        objective = Objective(kd.SinkhornDrift(0.1, half_steps=5), negatives="fresh")
+        source = task.batches(network)
+        batch = source(seeded())
+        assert {z.dtype for z in (batch.inputs[0], batch.model_inputs[0], batch.data)} == {dtype}
+        trainer = Trainer(network, source, objective, adam, seeded(), evaluate=task.evaluate)
+        trainer.run(3)
+        scores.append(task.judge(network, tmp_path))
+    single, double = (torch.tensor([s["w2_squared"], s["variance_ratio"]]) for s in scores)
+    torch.testing.assert_close(single, double, rtol=1e-3, atol=0)

@@ -97,7 +97,7 @@ class GuidedBatches:
         omega, count = self.guidance.omega(generator), self.guidance.unconditional
         repel = batch.options.get("model_labels", batch.options["x_labels"])
         each = len(repel) // len(torch.unique(repel)) // (2 if self.crossed else 1)
-        u = self.draw(count, generator)
+        u = self.draw(count, generator).to(batch.data.dtype)
         weights = u.new_full((count,), guidance_weight(omega, each, count))
 
         def told(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

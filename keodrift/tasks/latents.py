@@ -153,9 +153,9 @@ class LatentTask(Task):
         )
 
     def sample(self, network: nn.Module, labels: Tensor) -> Tensor:
-        """A sample of each class ``(n,)`` at ω = 1, from the same noise at every call."""
+        """A sample of each class ``(n,)`` at ω = 1, in the latents' dtype, from the same noise."""
         points = sample(network, len(labels), self._generator(2), labels=labels.to(self.device))
-        return points.to(self.latents.test.device)
+        return points.to(self.latents.test)
 
     def evaluate(self, network: nn.Module) -> dict[str, float]:
         """Numbers for the log: W₂² to the held-out latents of a class, in the mean over classes."""

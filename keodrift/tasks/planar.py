@@ -169,7 +169,7 @@ class PlanarTask(Task):
         count, labels = self.evaluate_samples, None
         if isinstance(network, ConditionalMLP):
             labels = self.target.nearest_mode(self.target.sample(count, self._generator(3)))
-        return sample(network, count, self._generator(2), labels=labels)
+        return sample(network, count, self._generator(2), labels=labels).to(self._real[0].dtype)
 
     def evaluate(self, network: nn.Module) -> dict[str, float]:
         """Numbers for the log: W₂² between samples and real points, in squared length."""

@@ -61,9 +61,12 @@ def network_inputs(
 
 
 def labelled(inputs: tuple[Tensor, ...], data: Tensor, labels: Tensor | None) -> Batch:
-    """The batch of these inputs and data, whose classes are ``labels`` where there are any."""
+    """The batch of these inputs and data, whose classes are ``labels`` where there are any.
+
+    Data come in the dtype of the noise, which is the network's.
+    """
     options = {} if labels is None else {"x_labels": inputs[1], "y_labels": labels}
-    return Batch(inputs, data, options)
+    return Batch(inputs, data.to(inputs[0].dtype), options)
 
 
 def thinned(labels: Tensor, n: int) -> Tensor:
