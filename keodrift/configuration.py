@@ -179,7 +179,7 @@ def compose_run(overrides: Sequence[str]) -> Any:
     if not config.resume:
         return config
     resumed = _saved(Path(config.output))
-    for name in (one.get_key_element().lstrip("+") for one in _parse(overrides)):
+    for name in (one.get_key_element().lstrip("+~") for one in _parse(overrides)):
         told = OmegaConf.select(config, name, default=MISSING)
         if told == MISSING:
             return config  # an experiment, which is no key but the setting as a whole

@@ -301,6 +301,15 @@ def test_a_schedule_made_for_some_steps_is_not_stretched(tmp_path, capsys):
     assert "scheduler.T_max (2, now 4)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("word", ["~scheduler", "scheduler=null"])
+def test_a_group_that_is_taken_away_on_resume_is_named(tmp_path, capsys, word):
+    command = ["train", *SMALL, "steps=2", f"output={tmp_path}/r"]
+    assert main([*command, "scheduler=cosine", "drift=one_sided"]) == 0
+    assert main([*command, "resume=true", word]) == 2
+    said = capsys.readouterr().err
+    assert "scheduler.T_max" in said and "drift." not in said
+
+
 def test_an_unknown_command_ends_in_one_sentence(capsys):
     assert main(["dance"]) == 2
     assert "dance" in capsys.readouterr().err
