@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Callable
+from functools import cache
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +28,15 @@ def import_pot() -> ModuleType:
     return ot
 
 
+@cache
+def _network_simplex() -> Callable[..., Any] | None:
+    """POT's solver, or None where POT does not load; asked once, since a try takes a second."""
+    try:
+        return import_pot().emd
+    except Exception:  # of another package that POT imports where it is installed
+        return None
+
+
 def exact_potential(problem: EntropicProblem) -> Tensor | None:
     """The potential on y at τ = 0, in units of the problem's τ, float64 ``(…, M)``.
 
@@ -34,9 +46,8 @@ def exact_potential(problem: EntropicProblem) -> Tensor | None:
 
     Source: Flamary et al., POT: Python Optimal Transport, JMLR 2021 (`ot.emd`).
     """
-    try:
-        emd = import_pot().emd
-    except Exception:  # of another package that POT imports where it is installed
+    emd = _network_simplex()
+    if emd is None:
         return None
     costs = all_costs(problem.x.double(), problem.y.double(), problem.cost)
     if not bool(costs.isfinite().all()):
