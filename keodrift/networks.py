@@ -237,10 +237,11 @@ def draw_noise(
     dtypes = (weight.dtype for weight in network.parameters() if weight.is_floating_point())
     dtype = next(dtypes, torch.float32)
     if balanced:
-        return balanced_normal(n, width, generator).to(dtype)
-    # In one precision, so that networks of any are told the same.
-    single = {"device": generator.device, "dtype": torch.float32}
-    return torch.randn(n, width, generator=generator, **single).to(dtype)
+        noise = balanced_normal(n, width, generator)
+    else:  # in float32 as well, so that networks of any precision are told the same
+        device = generator.device
+        noise = torch.randn(n, width, generator=generator, device=device, dtype=torch.float32)
+    return noise.to(dtype)
 
 
 @torch.no_grad()
