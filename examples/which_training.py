@@ -2,10 +2,10 @@
 
 Who repels (the samples themselves, masked, fresh draws, crossed halves) × how batches are drawn
 (independent, balanced) × how the coupling is found (20 sweeps, converged, relaxed) × learning rate
-(constant, falling to zero) × batch size × temperature × seeds, on eight Gaussians, the
-checkerboard, and two and eight modes whose masses the network has learned wrong before. Judged by
-points between modes, mass in the wrong mode, W₂², variance ratio and 1-NN two-sample accuracy, each
-beside real against real.
+(constant, falling to zero from the start or late) × batch size × temperature × seeds, on eight
+Gaussians, the checkerboard, and two and eight modes whose masses the network has learned wrong
+before. Judged by points between modes, mass in the wrong mode, W₂², variance ratio and 1-NN
+two-sample accuracy, each beside real against real.
 
     python examples/which_training.py targets=[eight_gaussians] batches=[256] seeds=[0]
     python examples/which_training.py quick=true
@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 import keodrift as kd
 from keodrift.data import Target, get_target
@@ -43,7 +43,7 @@ from keodrift.sampling import Pool
 from keodrift.settings import run_script
 from keodrift.studies import Row, Study, grouped, markdown_table, run_missing, run_study
 from keodrift.tasks import target_batches
-from keodrift.training import Batch, BatchSource, Objective, Trainer
+from keodrift.training import Batch, BatchSource, LateFall, Objective, Trainer
 
 MORE = {"4 x fresh": 4, "16 x fresh": 16}  # with as many times the data and fresh draws
 NEGATIVES = ["self", "masked", "fresh", "crossed", "4 x fresh"]
@@ -51,7 +51,7 @@ ALSO = ["stratified", "pool"]  # tried beside them, with independent batches
 POOL = 4096  # draws and data of a pool
 TARGETS = ["eight_gaussians", "checkerboard", "two_modes, wrong", "eight_gaussians, wrong"]
 SOLVES = ["20 sweeps", "converged", "relaxed"]
-SCHEDULES = ["constant", "cosine"]
+SCHEDULES = ["constant", "cosine", "late"]
 # The papers' training, each remedy alone, and together.
 FEW = [
     ("self", "independent", "20 sweeps"),
@@ -210,19 +210,25 @@ def setting(cell: Cell, network: MLP, target: Target) -> tuple[BatchSource, Obje
     return batches, Objective(field, negatives=negatives)
 
 
+def scheduler_of(cell: Cell, optimizer: torch.optim.Optimizer) -> LRScheduler | None:
+    if cell.schedule == "constant":
+        return None
+    falling = CosineAnnealingLR if cell.schedule == "cosine" else LateFall
+    return falling(optimizer, cell.steps)
+
+
 def trained(
     network: MLP, target: Target, cell: Cell, random: torch.Generator, look=None
 ) -> Trainer:
     batches, objective = setting(cell, network, target)
     adam = torch.optim.Adam(network.parameters(), lr=cell.rate)
-    falling = cell.schedule == "cosine"
     trainer = Trainer(
         network,
         batches,
         objective,
         adam,
         random,
-        scheduler=CosineAnnealingLR(adam, cell.steps) if falling else None,
+        scheduler=scheduler_of(cell, adam),
         ema=0.995,
         evaluate=look,
         evaluate_every=max(1, cell.steps // cell.looks),
@@ -410,7 +416,7 @@ def figure_of(means: list[Row]):
             for k, row in enumerate(bars):
                 color = f"C{SOLVES.index(row['solve'])}"
                 hatch = None if row["draw"] == "balanced" else "///"
-                alpha = 1.0 if row["schedule"] == "cosine" else 0.5
+                alpha = 0.5 if row["schedule"] == "constant" else 1.0
                 look = {"color": color, "alpha": alpha, "hatch": hatch, "edgecolor": "white"}
                 panel.bar(k, row[key], **look, lw=0)
             if bars:

@@ -6,13 +6,14 @@ from keodrift.training.batches import Batch, BatchSource
 from keodrift.training.loop import Trainer
 from keodrift.training.negatives import NEGATIVES
 from keodrift.training.objective import Objective
-from keodrift.training.rates import grouped_parameters
+from keodrift.training.rates import LateFall, grouped_parameters
 from keodrift.training.state import checkpoints
 
 __all__ = [
     "NEGATIVES",
     "Batch",
     "BatchSource",
+    "LateFall",
     "Objective",
     "Trainer",
     "checkpoints",

@@ -1,11 +1,13 @@
-"""Learning rates of their own for parts of a network."""
+"""Learning rates: of their own for parts of a network, and falling late in a training."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from keodrift.checks import check_positive
 from keodrift.errors import OptionError
@@ -43,3 +45,39 @@ def grouped_parameters(network: nn.Module, rates: Mapping[str, float]) -> list[d
             raise OptionError("rates", repr(name), f"a part of the network: {', '.join(parts)}")
         groups.append({"params": list(mine.values()), "lr": rate})
     return [{"params": list(rest.values())}, *groups]
+
+
+class LateFall(LambdaLR):
+    """The optimiser's rate for most of a training, then in a straight line to zero.
+
+    At a constant rate the masses of modes wander with every batch; one that falls from the start
+    leaves less training. This one settles what was learned, and takes little away.
+
+    Args:
+        optimizer: Whose rate it is.
+        steps: Length of the training, where the rate is zero.
+        share: Of them, over which it falls.
+
+    Raises:
+        OptionError: ``steps`` is not a positive integer, or ``share`` not in (0, 1].
+
+    Source:
+        Hägele et al., Scaling laws and compute-optimal training beyond fixed training durations,
+        NeurIPS 2024: a constant rate with a cooldown.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.nn.Parameter(torch.zeros(1))
+        >>> LateFall(torch.optim.SGD([weight], lr=0.1), steps=100).get_last_lr()
+        [0.1]
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, steps: int, share: float = 0.4) -> None:
+        check_positive("steps", steps, integer=True)
+        check_positive("share", share)
+        if share > 1:
+            raise OptionError("share", share, "a share of the steps, in (0, 1]")
+        self.total_steps = steps
+        super().__init__(
+            optimizer, lambda step: min(1.0, max(0.0, (steps - step) / (share * steps)))
+        )
