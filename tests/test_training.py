@@ -30,7 +30,7 @@ from keodrift.files import atomic_path, write_json
 from keodrift.metrics import wasserstein_squared
 from keodrift.networks import MLP, ConditionalMLP, sample
 from keodrift.tasks import latent_batches, target_batches
-from keodrift.training import Batch, Objective, Trainer
+from keodrift.training import Batch, LateFall, Objective, Trainer
 
 SHIFT = torch.tensor([3.0, -1.0])
 
@@ -748,12 +748,48 @@ def test_what_would_train_nothing_is_refused(argument, options):
         refused(**options)
 
 
-def test_a_scheduler_that_ends_before_the_run_is_refused():
+@pytest.mark.parametrize(
+    "ending",
+    [
+        lambda adam: torch.optim.lr_scheduler.OneCycleLR(adam, 1e-3, 5),
+        lambda adam: LateFall(adam, 5),
+    ],
+)
+def test_a_scheduler_that_ends_before_the_run_is_refused(ending):
     run = trainer()
-    run.state.scheduler = torch.optim.lr_scheduler.OneCycleLR(run.state.optimizer, 1e-3, 5)
+    run.state.scheduler = ending(run.state.optimizer)
     with pytest.raises(OptionError, match="^steps: got 6, needs 5 at most"):
         run.run(6)
     run.run(5)
+
+
+def test_a_late_fall_is_level_and_then_straight():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    fall, rates = LateFall(optimizer, 10, 0.4), []
+    for _ in range(10):
+        rates += fall.get_last_lr()
+        optimizer.step()
+        fall.step()
+    assert rates == pytest.approx([0.5] * 7 + [0.375, 0.25, 0.125])
+    assert fall.get_last_lr() == [0.0]
+
+
+@pytest.mark.parametrize(("argument", "options"), [("steps", (0,)), ("share", (10, 1.5))])
+def test_a_late_fall_refuses_what_is_no_training(argument, options):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    with pytest.raises(OptionError, match=f"^{argument}: got"):
+        LateFall(optimizer, *options)
+
+
+def test_a_late_fall_resumes_bit_for_bit(tmp_path):
+    runs = []
+    for folder, parts in (("a", [20]), ("b", [15, 20])):
+        for steps in parts:
+            run = trainer(tmp_path / folder)
+            run.state.scheduler = LateFall(run.state.optimizer, 20)
+            run.run(steps, resume=True)
+        runs.append(run)
+    assert_same(*runs)
 
 
 def test_a_source_without_a_state_at_first_resumes_with_that_it_had(tmp_path):
