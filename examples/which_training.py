@@ -84,7 +84,7 @@ SETTINGS = {
 QUICK = {
     "targets": ["eight_gaussians", "two_modes, wrong"],
     "batches": [64],
-    "schedules": ["cosine"],
+    "schedules": ["late"],
     "taus": [0.1],
     "seeds": [0],
     "samples": 640,

@@ -112,7 +112,7 @@ def test_whole_batch_tells_its_pace_and_peak(tmp_path):
     [
         ("equilibrium", ("quick=true",), 2 * 4),
         ("which_training", ("quick=true", "few=true"), 2 * 6 + 1),
-        ("latent_training", ("quick=true",), 2 * 2),
+        ("latent_training", ("quick=true",), 2 * 3),
         ("ffhq_latents", ("quick=true", "fields=['two-sided']"), 2),
     ],
 )

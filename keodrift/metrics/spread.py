@@ -59,6 +59,10 @@ def nearest_neighbour_test(
     scores 0, for each point's copy is nearer than its own cloud; and clouds that repeat the same
     few values score ½, for no point can tell whose they are.
 
+    A network that knows its training data by heart draws some of them twice, and twins are nearest
+    to each other: it scores above ½, the more so the fewer data it has seen, where other real
+    points would not. Draw real points with replacement to see how far.
+
     In high dimension read `variance_ratio` beside it: the points of a shrunken cloud then lie
     nearer to everyone, those of the other cloud too, and the two halves cancel to ½.
 
