@@ -112,6 +112,7 @@ def check_weights(name: str, weights: Tensor | None, points: Tensor) -> Tensor:
     Raises:
         ShapeError: Not one weight a point.
         DeviceError: Not on the device of the cloud.
+        DtypeError: Not a real tensor.
         WeightsError: Negative or not finite.
     """
     if weights is None:

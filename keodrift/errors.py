@@ -65,7 +65,7 @@ class WeightsError(ArgumentError):
 
 
 class TemperatureError(ArgumentError):
-    """The temperature is not a positive finite number."""
+    """The temperature is no positive finite number, or too small for the costs."""
 
 
 class OptionError(ArgumentError):

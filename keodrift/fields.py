@@ -276,7 +276,7 @@ class SoftmaxField(Field):
     Attributes:
         particles: The particles it was fitted on, ``(…, N, d)``.
         data: Attraction side.
-        model: Repulsion side: the particles, then extra negatives if there are any.
+        model: Repulsion side: the particles, or other draws, then extra negatives if there are any.
         velocity: ``"barycentric"`` or ``"gradient"``.
         mask_self: Whether a particle is excluded from its own repulsion.
         dtype: Of the drift; the computation is in float32 at least.

@@ -269,13 +269,15 @@ def sample(
         ``(n, dim)``.
 
     Raises:
-        ArgumentError: ``labels`` does not hold one class that the network knows a sample, or
-            ``omega`` is below 1, not one a sample, or told to a network without guidance.
+        ArgumentError: ``n`` or ``batch_size`` is not a positive integer, ``labels`` does not hold
+            one class that the network knows a sample, or ``omega`` is below 1, not one a sample, or
+            told to a network without guidance.
 
     Example:
         >>> sample(MLP(), 1000, torch.Generator().manual_seed(0)).shape
         torch.Size([1000, 2])
     """
+    check_positive("batch_size", batch_size, integer=True)
     noise = draw_noise(network, n, generator)
     if labels is not None:
         check_labels("labels", labels, noise)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from keodrift.checks import check_positive
 from keodrift.errors import OptionError, ShapeError
 from keodrift.files import atomic_path
 
@@ -43,7 +44,7 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = 120) -> Path:
     """Writes a figure atomically; the suffix decides the format.
 
     Raises:
-        OptionError: The path has no suffix.
+        OptionError: The path has no suffix of a format that is known.
         RunError: The system refused; what was there is kept.
 
     Example:
@@ -51,8 +52,10 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = 120) -> Path:
         >>> save_figure(new_figure(2, 2)[0], tempfile.mkdtemp() + "/empty.png").name
         'empty.png'
     """
-    if not Path(path).suffix:
-        raise OptionError("path", repr(str(path)), "a suffix that says the format, such as .png")
+    known = figure.canvas.get_supported_filetypes()
+    if Path(path).suffix.removeprefix(".").lower() not in known:
+        needs = f"a suffix that says the format: {', '.join(sorted(known))}"
+        raise OptionError("path", repr(str(path)), needs)
     with atomic_path(path) as draft:
         figure.savefig(draft, dpi=dpi)
     return Path(path)
@@ -73,9 +76,15 @@ def _plane(axes: Axes, limit: float | None = None) -> None:
         axes.set_ylim(-limit, limit)
 
 
-def _panels(count: int, columns: int | None, size: float) -> tuple[Figure, Any]:
-    """A figure of ``count`` square panels, ``columns`` a row; those left over are empty."""
+def _panels(
+    argument: str, clouds: Mapping[str, Tensor], columns: int | None, size: float
+) -> tuple[Figure, Any]:
+    """A figure of one square panel a cloud, ``columns`` a row; those left over are empty."""
+    count = len(clouds)
+    if not count:
+        raise OptionError(argument, "none", "at least one cloud")
     columns = count if columns is None else columns
+    check_positive("columns", columns, integer=True)
     rows = -(-count // columns)
     figure, grid = new_figure(size * columns, (size + 0.4) * rows, rows, columns)
     for axes in grid.flat[count:]:
@@ -103,12 +112,13 @@ def plot_samples(
         size: Of a panel, in inches.
 
     Raises:
+        OptionError: There is no cloud, or ``columns`` is not a positive integer.
         ShapeError: A cloud is not in the plane.
 
     Example:
         >>> figure = plot_samples({"model": torch.randn(9, 2)}, torch.randn(9, 2), title="Overlap")
     """
-    figure, grid = _panels(len(samples), columns, size)
+    figure, grid = _panels("samples", samples, columns, size)
     targets = [target] * len(samples) if isinstance(target, Tensor) else target
     if len(targets) != len(samples):
         raise ShapeError("target", f"{len(targets)} clouds", f"one, or {len(samples)}, one a panel")
@@ -145,13 +155,14 @@ def plot_flows(
         size: Of a panel, in inches.
 
     Raises:
+        OptionError: There is no cloud, or ``columns`` is not a positive integer.
         ShapeError: A cloud is not in the plane.
 
     Example:
         >>> path = torch.randn(4, 9, 2).cumsum(0)
         >>> figure = plot_flows({"walk": path}, torch.randn(9, 2), title="Nowhere")
     """
-    figure, grid = _panels(len(trajectories), columns, size)
+    figure, grid = _panels("trajectories", trajectories, columns, size)
     real = _planar(target, "target")
     for axes, (name, trajectory) in zip(grid, trajectories.items(), strict=False):
         paths = _planar(trajectory, "trajectories")
@@ -280,6 +291,7 @@ def plot_field(
         trajectory: Paths ``(T, N, 2)`` to draw as lines.
 
     Raises:
+        OptionError: There is no cloud, or ``columns`` is not a positive integer.
         ShapeError: A cloud is not in the plane.
 
     Example:
@@ -339,6 +351,7 @@ def animate_flows(
         The path.
 
     Raises:
+        OptionError: There is no cloud, or the path does not end in ``.gif``.
         ShapeError: A cloud is not in the plane, or a panel has another number of frames.
 
     Example:
@@ -347,7 +360,9 @@ def animate_flows(
         >>> animate_flows(path, {"still": still}, [0, 1], torch.zeros(1, 2), title="Still").name
         'flow.gif'
     """
-    figure, grid = _panels(len(trajectories), columns, 3.6)
+    if Path(path).suffix != ".gif":
+        raise OptionError("path", repr(str(path)), "the suffix .gif")
+    figure, grid = _panels("trajectories", trajectories, columns, 3.6)
     from matplotlib.animation import PillowWriter
 
     real = _planar(target, "target")

@@ -94,7 +94,7 @@ def tau_for_neighbours(
             search begins.
         x: Particles, ``(N, d)``.
         y: Data, ``(M, d)``.
-        neighbours: Wished effective number, between 1 and M.
+        neighbours: Wished effective number, above 1 and below M.
         rtol: Relative error of that number at which the search ends.
 
     Returns:

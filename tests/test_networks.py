@@ -106,6 +106,8 @@ def test_labels_are_one_known_class_a_sample(error, labels):
 def test_refusals_name_the_argument():
     with pytest.raises(ArgumentError, match="noise_dim"):
         draw_noise(nn.Linear(2, 2), 3, seeded())
+    with pytest.raises(OptionError, match="^batch_size: got 0"):
+        sample(MLP(), 3, seeded(), batch_size=0)
     with pytest.raises(ArgumentError, match="^n: got 0"):
         sample(MLP(), 0, seeded())
 

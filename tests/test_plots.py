@@ -85,7 +85,7 @@ def test_only_the_plane_can_be_drawn():
 def test_save_is_atomic(tmp_path):
     path = plots.save_figure(plots.new_figure(2, 2)[0], tmp_path / "deep" / "a.png")
     assert path.read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError):
+    with pytest.raises(OptionError, match=r"^path: got .*a\.nonsense', needs .*png"):
         plots.save_figure(plots.new_figure(2, 2)[0], tmp_path / "deep" / "a.nonsense")
     assert [entry.name for entry in path.parent.iterdir()] == ["a.png"]
 
@@ -102,6 +102,18 @@ def test_animation_has_one_frame_a_time(tmp_path):
     with pytest.raises(ShapeError, match="trajectories"):
         plots.animate_flows(tmp_path / "b.gif", {"a": trajectory}, [0, 1], cloud(), title="x")
     assert [entry.name for entry in tmp_path.iterdir()] == ["flow.gif"]
+
+
+def test_figures_of_nothing_are_refused(tmp_path):
+    with pytest.raises(OptionError, match="^samples: got none"):
+        plots.plot_samples({}, cloud(), title="x")
+    with pytest.raises(OptionError, match="^columns: got 0"):
+        plots.plot_samples({"a": cloud()}, cloud(), title="x", columns=0)
+    with pytest.raises(OptionError, match="^trajectories: got none"):
+        plots.animate_flows(tmp_path / "a.gif", {}, [0], cloud(), title="x")
+    with pytest.raises(OptionError, match=r"^path: got .*needs the suffix \.gif"):
+        plots.animate_flows(tmp_path / "a.png", {"a": cloud()[None]}, [0], cloud(), title="x")
+    assert not list(tmp_path.iterdir())
 
 
 def test_pyplot_is_left_alone():

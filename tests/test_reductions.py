@@ -639,3 +639,9 @@ def test_what_is_compiled_ahead_is_what_a_fit_of_a_cost_written_by_hand_takes(ke
     monkeypatch.setattr(Keops, "kernel", watched)
     kd.warmup(2, cost=lambda x, y: ((x - y) ** 2).sum(-1), progress=False)
     assert seen[-1].curvature == 2.0
+
+
+@pytest.mark.parametrize("argument", ["n", "m", "d", "batch"])
+def test_the_choice_of_an_engine_refuses_sizes_below_zero(argument):
+    with pytest.raises(OptionError, match=f"^{argument}: got -1"):
+        kd.choose_backend(**{"n": 3, "m": 3, "d": 2, argument: -1})

@@ -16,7 +16,7 @@ class Cloud:
     """One cloud as it was given, checked.
 
     Attributes:
-        name: Of the cloud's arguments: ``x``, ``y``, ``negative``.
+        name: Of the cloud's arguments: ``x``, ``y``, ``model``, ``negative``.
         points: ``(…, K, d)``, in float32 at least.
         weights: float64 ``(…, K)``, not normalised; ones where none were given.
         labels: Class of each point, ``(K,)``, or None.

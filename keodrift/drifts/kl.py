@@ -91,7 +91,7 @@ class KLDrift(SoftmaxDrift):
             `torch.Generator`, from which every fit draws others.
 
     Raises:
-        TemperatureError: τ is not a positive finite number.
+        TemperatureError: τ is not a number from 1e-30 to 1e30, or, at a fit, C/τ overflows.
         OptionError: Another option is none of its values, the cost is not quadratic, or a flow is
             masked.
 

@@ -102,6 +102,7 @@ class MMDDrift(Drift):
 
     Raises:
         OptionError: An option is none of its values, or a bandwidth is missing or not positive.
+        TemperatureError: At a fit, a bandwidth is too small for the distances.
 
     Source: Arbel et al. (2019), "Maximum mean discrepancy gradient flow"; arXiv 2605.05118,
     section 4.2. Energy: Székely and Rizzo (2013).

@@ -58,7 +58,7 @@ class SinkhornProxyDrift(SoftmaxDrift):
             other draws of the model (``model=``).
 
     Raises:
-        TemperatureError: τ is not a positive finite number.
+        TemperatureError: τ is not a number from 1e-30 to 1e30, or, at a fit, C/τ overflows.
         OptionError: Another option is none of its values.
 
     Source: "On the Wasserstein gradient flow interpretation of drifting models", arXiv 2605.05118,

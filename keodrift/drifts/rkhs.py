@@ -165,10 +165,10 @@ class KALEDrift(_DualDrift):
         velocity: ``"gradient"``: the flow is one.
 
     The rest as for `SoftmaxDrift`; the cost has to be symmetric and its kernel positive definite,
-    as it is for the three named ones. ``start=`` carries the witness over.
+    as it is for those with names. ``start=`` carries the witness over.
 
     Raises:
-        TemperatureError: τ is not a positive finite number.
+        TemperatureError: τ is not a number from 1e-30 to 1e30, or, at a fit, C/τ overflows.
         OptionError: Another option is none of its values, or a mask is asked for.
 
     Source: Glaser, Arbel and Gretton (2021), "KALE flow"; arXiv 2605.05118, eq. 54.
@@ -200,7 +200,7 @@ class ChiSquareDrift(_DualDrift):
     of e^h.
 
     Raises:
-        TemperatureError: τ is not a positive finite number.
+        TemperatureError: τ is not a number from 1e-30 to 1e30, or, at a fit, C/τ overflows.
         OptionError: Another option is none of its values, or a mask is asked for.
 
     Source: Chen, Mustafi, Glaser, Korba, Gretton and Sriperumbudur (2025), "(De)-regularized

@@ -65,7 +65,7 @@ class SinkhornDrift(SoftmaxDrift):
         mask_self: False by default: the coupling OT_τ(q, q) needs its diagonal.
 
     Raises:
-        TemperatureError: τ is not a positive finite number.
+        TemperatureError: τ is not a number from 1e-30 to 1e30, or, at a fit, C/τ overflows.
         OptionError: Another option is none of its values, or does not go with others: a
             ``drift_tol`` with a fixed number of half-steps.
 

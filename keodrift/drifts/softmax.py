@@ -45,7 +45,7 @@ class SoftmaxDrift(Drift):
         backend: ``"auto"`` picks the engine; `choose_backend` tells which and why.
 
     Raises:
-        TemperatureError: τ is not a positive finite number.
+        TemperatureError: τ is not a number from 1e-30 to 1e30, or, at a fit, C/τ overflows.
         OptionError: Another option is none of its values.
 
     Example:
@@ -148,7 +148,7 @@ class OneSidedDrift(SoftmaxDrift):
     Arguments as for `SoftmaxDrift`; particles are masked from their own repulsion by default.
 
     Raises:
-        TemperatureError: τ is not a positive finite number.
+        TemperatureError: τ is not a number from 1e-30 to 1e30, or, at a fit, C/τ overflows.
         OptionError: Another option is none of its values.
 
     Source: Deng et al. (2026), eq. 8; "Sinkhorn drifting", arXiv 2603.12366, eq. 3.
@@ -175,7 +175,7 @@ class TwoSidedDrift(SoftmaxDrift):
             does not shrink with the batch and dominates large ones; None for no floor.
 
     Raises:
-        TemperatureError: τ is not a positive finite number.
+        TemperatureError: τ is not a number from 1e-30 to 1e30, or, at a fit, C/τ overflows.
         OptionError: Another option is none of its values.
 
     Source: Deng et al. (2026), Algorithm 2; "Sinkhorn drifting", arXiv 2603.12366, section 5.1.

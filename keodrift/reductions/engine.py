@@ -72,12 +72,15 @@ def choose_backend(
         A `Choice`; printing it gives engine and reason.
 
     Raises:
-        OptionError: The cost is unknown.
+        OptionError: The cost is unknown, or a size is negative.
 
     Example:
         >>> print(choose_backend(1000, 1000, 2))
         dense: 1000000 pairs fit in one block
     """
+    for name, size in (("n", n), ("m", m), ("d", d), ("batch", batch)):
+        if size < 0:
+            raise OptionError(name, size, "a number of points, dimensions or problems")
     cost, limits = as_cost(cost), sizes(device)
     pairs = batch * n * m
     # An expression on tensors holds the differences of all pairs for a moment.
