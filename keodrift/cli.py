@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from keodrift.configuration import compose, compose_run, config_dir, finished, sweep
 from keodrift.errors import OptionError, RunError
 from keodrift.papers import FIGURES, reproduce
-from keodrift.runs import train
+from keodrift.runs import rehearse, train
 from keodrift.settings import exit_status, read_settings
 
 USAGE = """usage: keodrift train [-m] [group=choice …] [key=value …]
@@ -71,6 +71,8 @@ def _train(arguments: Sequence[str]) -> None:
 def _sweep(arguments: Sequence[str]) -> None:
     """Trains what is not done yet, one run after the other, whatever becomes of the others."""
     failed, configs = [], sweep(arguments)
+    for config in configs.values():  # a mistake of the last is told before the first has trained
+        rehearse(config)
     for count, (name, config) in enumerate(configs.items(), 1):
         result = finished(config)
         if result is None:
@@ -112,6 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         was interrupted.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if "" not in sys.path:  # modules of the working folder, for decoders and drifts of one's own
+        sys.path.append("")
 
     def run() -> None:
         if arguments == ["--version"]:

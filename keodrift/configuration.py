@@ -33,6 +33,7 @@ from keodrift.training import checkpoints
 # What may differ between the command that began a run and the one that resumes it, and with it all
 # that is interpolated from it; of the steps only their number, since a schedule is not stretched.
 _FREE_ON_RESUME = ("output", "resume", "progress", "checkpoint_every")
+_PATHS = "output", "path", "source"  # keys whose values name files
 
 
 @dataclass
@@ -175,16 +176,40 @@ def compose_run(overrides: Sequence[str]) -> Any:
     Raises:
         OptionError: As `compose`, or there is no run to resume.
     """
-    config = compose("train", overrides)
-    if not config.resume:
-        return config
+    parsed = _parse(overrides)
+    if not any(one.key_or_group == "resume" and one.value() is True for one in parsed):
+        return compose("train", overrides)
+    others = [one for one in parsed if not (one.is_delete() and _root(one))]
+    try:
+        config = compose("train", [str(one.input_line) for one in others])
+    except OptionError:  # of keys that the run's groups have, and the default ones have not
+        chosen = {None, *(one.key_or_group for one in parsed)}
+        others = [one for one in others if _root(one) in chosen]
+        config = compose("train", [str(one.input_line) for one in others])
     resumed = _saved(Path(config.output))
-    for name in (one.get_key_element().lstrip("+~") for one in _parse(overrides)):
+    for name in (one.get_key_element().lstrip("+~") for one in others):
         told = OmegaConf.select(config, name, default=MISSING)
         if told == MISSING:
             return config  # an experiment, which is no key but the setting as a whole
         OmegaConf.update(resumed, name, told, merge=False, force_add=True)
+    OmegaConf.set_struct(resumed, False)
+    for one in (one for one in parsed if one not in others):  # told to the run's own groups
+        group, _, name = one.key_or_group.rpartition(".")
+        node = OmegaConf.select(resumed, group)
+        if not isinstance(node, DictConfig):
+            keys = ", ".join(str(key) for key in resumed)
+            raise OptionError(one.key_or_group, "an unknown key", f"one inside of {keys}")
+        if one.is_delete():
+            node.pop(name, None)
+        else:
+            OmegaConf.update(resumed, one.key_or_group, one.value(), force_add=True)
     return resumed
+
+
+def _root(override: Override) -> str | None:
+    """The group of a key that lies inside of one."""
+    root, dot, _ = override.key_or_group.partition(".")
+    return root if dot and override.package is None else None
 
 
 def _saved(folder: Path) -> Any:
@@ -289,5 +314,14 @@ def finished(config: Any) -> dict[str, Any] | None:
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
-    with _one_sentence("config", repr(" ".join(overrides))):
-        return OverridesParser.create().parse_overrides(list(overrides))
+    parser, parsed = OverridesParser.create(), []
+    for word in overrides:
+        key, equals, value = word.partition("=")
+        try:
+            parsed.append(parser.parse_override(word))
+        except HydraException:
+            # A path may hold any sign; elsewhere that is more likely a slip.
+            path = equals and key.lstrip("+").split(".")[-1] in _PATHS
+            with _one_sentence("config", repr(word)):
+                parsed.append(parser.parse_override(f"{key}={quoted(value)}" if path else word))
+    return parsed

@@ -49,10 +49,18 @@ def reading(path: str | Path) -> Iterator[None]:
         yield
     except Exception as error:  # what a damaged file makes of its reader has no end
         reason = getattr(error, "strerror", None) or type(error).__name__
-        if isinstance(error, ValueError) and "pickle" in str(error).lower():
+        said = str(error).lower()
+        if isinstance(error, ValueError) and ("pickle" in said or "python objects" in said):
             reason = "it holds Python objects, such as strings of dtype object"
+            if not _of_numpy(path):
+                reason = "it is no file of NumPy's"
         needs = "put back an intact one, or move it away and run again"
         raise RunError(f"cannot read {path} ({reason}): {needs}.") from error
+
+
+def _of_numpy(path: str | Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(6).startswith((b"\x93NUMPY", b"PK"))
 
 
 @contextmanager

@@ -14,12 +14,14 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from keodrift.configuration import refuse_change
-from keodrift.drifts.draws import seeded
+from keodrift.drifts.draws import check_seed, seeded
 from keodrift.errors import ArgumentError, MissingDependencyError, OptionError, RunError
 from keodrift.exports import described, save_network
 from keodrift.files import atomic_path, claimed, write_json
 from keodrift.tasks import Task
 from keodrift.training import Batch, BatchSource, Objective, Trainer, grouped_parameters
+
+RESULTS = "result.json", "network.safetensors", "samples.npz"  # of a run that came to its end
 
 
 def build(node: Any, *args: Any) -> Any:
@@ -92,7 +94,8 @@ def _objective(config: Any, task: Task | None = None) -> Objective:
             one = OmegaConf.merge(one, {"reach": reach})
         drifts.append(build(one))
     objective = build(config.objective, drifts)
-    objective.check(fresh=config.negatives == "fresh", balanced=config.balanced)
+    if isinstance(objective, Objective):
+        objective.check(fresh=config.negatives == "fresh", balanced=config.balanced)
     return objective
 
 
@@ -120,8 +123,15 @@ def _trainer(
     return trainer
 
 
-def _rehearse(config: Any) -> None:
-    """Builds all that needs no data, which may take minutes to make, on a network of one weight."""
+def rehearse(config: Any) -> None:
+    """Builds all that needs no data, which may take minutes to make, on a network of one weight.
+
+    Args:
+        config: As for `train`.
+
+    Raises:
+        ArgumentError: The config asks for something impossible, as far as that shows without data.
+    """
 
     def none(generator: torch.Generator) -> Batch:
         raise NotImplementedError
@@ -129,7 +139,15 @@ def _rehearse(config: Any) -> None:
     few = OmegaConf.merge(config, {"rates": None})
     with seeded(config.seed):
         network = nn.Linear(1, 1, bias=False)
-    _trainer(few, network, none, _objective(config), None)
+    state = _trainer(few, network, none, _objective(config), None).state
+    network(torch.ones(1, 1)).sum().backward()
+    for name, one in (("optimizer", state.optimizer), ("scheduler", state.scheduler)):
+        try:
+            if one is not None:
+                one.step()
+        except Exception as error:  # of a class of one's own, or one that needs something else
+            got, reason = dict(config[name]), " ".join(str(error).split())
+            raise OptionError(name, got, f"one that makes a step ({reason})") from error
 
 
 def _refuse_unfit(task: Task, network: nn.Module) -> None:
@@ -163,13 +181,19 @@ def prepare(config: Any) -> tuple[Task, Trainer]:
     """
     if not config.output:
         raise OptionError("output", repr(config.output), "a folder")
+    check_seed("seed", config.seed)
+    if not config.resume:
+        for name in RESULTS:
+            if (Path(config.output) / name).exists():
+                got = f"{config.output}, which holds {name} of another run"
+                raise OptionError("output", got, "resume=true, or another folder")
     device = _device(config.device)
     for name in ("guidance", "classifier"):
         if config[name] is not None and name not in config.task:
             raise OptionError(name, "one", f"null: {config.task._target_} takes none")
     if config.resume:
         refuse_change(config)
-    _rehearse(config)
+    rehearse(config)
     _refuse_other_data(config.task, config.data)
     task = build(config.task, build(config.data))
     network = _network(config.network, task, config.seed).to(device)

@@ -190,7 +190,13 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_another_config(tmp_path, 
     command = ["train", *SMALL, "steps=1", f"output={tmp_path}/r"]
     assert main(command) == 0
     assert main(command) == 2
-    assert "resume=True" in capsys.readouterr().err
+    assert "resume=true" in capsys.readouterr().err
+    kept = (tmp_path / "r" / "result.json").read_bytes()
+    for path in (tmp_path / "r").glob("checkpoint*"):
+        path.unlink()
+    assert main([*command, "seed=3"]) == 2  # its results are there still
+    assert "result.json" in capsys.readouterr().err
+    assert (tmp_path / "r" / "result.json").read_bytes() == kept
     assert main([*command, "resume=true", "drift.tau=0.7"]) == 2
     assert "changed in drift.tau (0.05, now 0.7)," in capsys.readouterr().err
 
@@ -301,6 +307,49 @@ def test_a_schedule_made_for_some_steps_is_not_stretched(tmp_path, capsys):
     assert "scheduler.T_max (2, now 4)" in capsys.readouterr().err
 
 
+def test_a_folder_may_hold_any_sign(tmp_path):
+    folder = tmp_path / "seed=1, naïve (x)"
+    assert main(["train", *SMALL, "steps=1", f"output={folder}"]) == 0
+    assert (folder / "result.json").is_file()
+
+
+def test_what_lies_in_a_group_of_the_run_is_told_to_it_on_resume(tmp_path, capsys):
+    command = ["train", *SMALL, "network=mlp", f"output={tmp_path}/r"]
+    command = [word for word in command if word != "network.blocks=1"]
+    assert main([*command, "network.hidden=1", "steps=1"]) == 0
+    again = ["train", "progress=false", f"output={tmp_path}/r", "resume=true", "steps=2"]
+    assert main([*again, "network.hidden=1", "network.width=16"]) == 0
+    assert main([*again, "network.hidden=3"]) == 2
+    assert "network.hidden (1, now 3)" in capsys.readouterr().err
+    assert main([*again, "~optimizer.fused"]) == 2
+    assert "optimizer.fused (True, now None)" in capsys.readouterr().err
+    assert main([*again, "nothing.width=3"]) == 2
+    assert capsys.readouterr().err.startswith("keodrift: nothing.width: got an unknown key")
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("seed", ["seed=99999999999999999999"]),
+        ("seed", ["seed=-1"]),
+        ("scheduler", ["scheduler=cosine", "scheduler.T_max=0"]),
+        ("optimizer", ["optimizer._target_=torch.optim.SparseAdam", "~optimizer.fused"]),
+        ("bandwidth", ["drift=mmd", "drift.bandwidth=auto"]),
+    ],
+)
+def test_what_no_step_could_be_made_with_is_told_before_it(tmp_path, capsys, argument, words):
+    assert main(["train", *SMALL, "steps=1", f"output={tmp_path}/r", *words]) == 2
+    assert capsys.readouterr().err.startswith(f"keodrift: {argument}: got ")
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_sweep_tells_a_mistake_of_its_last_run_before_the_first(tmp_path, capsys):
+    command = ["train", "-m", *SMALL, "steps=1", f"output={tmp_path}/r", "drift.tau=0.1,-1"]
+    assert main(command) == 2
+    assert capsys.readouterr().err.startswith("keodrift: tau: got -1")
+    assert not (tmp_path / "r").exists()
+
+
 @pytest.mark.parametrize("word", ["~scheduler", "scheduler=null"])
 def test_a_group_that_is_taken_away_on_resume_is_named(tmp_path, capsys, word):
     command = ["train", *SMALL, "steps=2", f"output={tmp_path}/r"]
@@ -367,13 +416,13 @@ def test_multirun_trains_every_combination_once(tmp_path, capsys):
 
 def test_a_run_of_a_sweep_that_fails_does_not_end_the_others(tmp_path, capsys):
     command = ["train", "-m", *SMALL, "steps=2", f"output={tmp_path}"]
-    assert main([*command, "drift.tau=0.1,-1,0.2", "seed=0"]) == 1
+    assert main([*command, "optimizer.lr=0.1,1e30,0.2", "seed=0"]) == 1
     said = capsys.readouterr()
     runs = sorted(path.parent.name for path in tmp_path.glob("*/result.json"))
-    assert runs == ["drift.tau=0.1", "drift.tau=0.2"]
+    assert runs == ["optimizer.lr=0.1", "optimizer.lr=0.2"]
     assert all(f"{run}: W2^2" in said.out for run in runs)
     last = said.err.splitlines()[-1]
-    assert last.startswith("keodrift: 1 of 3 runs failed: drift.tau=-1: tau: got -1")
+    assert last.startswith("keodrift: 1 of 3 runs failed: optimizer.lr=1e+30: ")
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,8 @@ class MMDDrift(Drift):
         """Refuses nonsense when built."""
         check_choice("kernel", self.kernel, tuple(KERNELS))
         check_backend(self.backend)
+        if isinstance(self.bandwidth, str):
+            raise OptionError("bandwidth", repr(self.bandwidth), "a positive number, or several")
         if isinstance(self.bandwidth, Sequence):
             object.__setattr__(self, "bandwidth", tuple(self.bandwidth))
         if (self.bandwidth is None) != (self.kernel == "energy"):

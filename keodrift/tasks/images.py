@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from keodrift import plots
 from keodrift.data import Latents
-from keodrift.errors import DtypeError, OptionError, ShapeError
+from keodrift.errors import ArgumentError, DtypeError, NonFiniteError, OptionError, ShapeError
 from keodrift.networks import judging
 from keodrift.vision import class_probabilities
 
@@ -40,7 +40,7 @@ def imported(argument: str, path: str | Map) -> Map:
     module, _, name = str(path).replace(":", ".").rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # of a module, which may do anything when imported
+    except (Exception, SystemExit) as error:  # of a module, which may do anything when imported
         needs = f"package.module:function that can be imported ({error})"
         raise OptionError(argument, repr(path), needs) from error
     if not callable(found):
@@ -89,7 +89,9 @@ def image_features(latents: Tensor, decode: Map, features: Map) -> Tensor:
         features: Images to features ``(n, f)``.
 
     Raises:
-        DtypeError: A function gives something else than a floating-point tensor.
+        OptionError: A function fails.
+        DtypeError: It gives something else than a floating-point tensor.
+        NonFiniteError: It gives NaN or infinite values.
         ShapeError: It gives a tensor of another shape.
 
     Example:
@@ -102,7 +104,7 @@ def image_features(latents: Tensor, decode: Map, features: Map) -> Tensor:
     for batch in latents.split(BATCH):
         images = decoded(batch, decode)
         # Functions may answer on a device of their own; what is compared lies with the latents.
-        parts.append(_checked("features", images, features(images), "f").to(latents.device))
+        parts.append(_checked("features", images, features, "f").to(latents.device))
     return torch.cat(parts)
 
 
@@ -111,20 +113,32 @@ def decoded(latents: Tensor, decode: Map) -> Tensor:
     """The images of some latents, ``(n, …)``.
 
     Raises:
-        DtypeError: The function gives something else than a floating-point tensor.
+        OptionError: The function fails.
+        DtypeError: It gives something else than a floating-point tensor.
+        NonFiniteError: It gives NaN or infinite values.
         ShapeError: It does not give one image a latent.
 
     Example:
         >>> decoded(torch.zeros(3, 4), lambda z: z.unflatten(1, (2, 2))).shape
         torch.Size([3, 2, 2])
     """
-    return _checked("decoder", latents, decode(latents), "…")
+    return _checked("decoder", latents, decode, "…")
 
 
-def _checked(name: str, given: Tensor, made: Any, rest: str) -> Tensor:
+def _checked(name: str, given: Tensor, function: Map, rest: str) -> Tensor:
+    try:
+        made: Any = function(given)
+    except ArgumentError:
+        raise
+    except Exception as error:  # of a function of one's own
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        got = f"a function that fails on {tuple(given.shape)} ({reason})"
+        raise OptionError(name, got, "one that answers") from error
     if not isinstance(made, Tensor) or not made.is_floating_point():
         got = f"a function to {getattr(made, 'dtype', type(made).__name__)}"
         raise DtypeError(name, got, "one to a floating-point tensor")
+    if not bool(made.isfinite().all()):
+        raise NonFiniteError(name, "a function to NaN or infinite values", "one to finite ones")
     if made.dim() < 2 or len(made) != len(given) or (rest == "f" and made.dim() > 2):
         got = f"a function from {tuple(given.shape)} to {tuple(made.shape)}"
         raise ShapeError(name, got, f"one to ({len(given)}, {rest})")
@@ -184,7 +198,7 @@ def shown(
         for k, name in enumerate(latents.class_names):
             own, theirs = points[labels == k], real[real_labels == k]
             both = torch.cat([cloud[torch.arange(count) % len(cloud)] for cloud in (own, theirs)])
-            images = latents.decode(both)
+            images = decoded(both, latents.decode)
             rows.append((name, images[:, 0] if grey else images))
         title = "Generated images, one pass each, beside real ones"
         return plots.plot_image_rows(rows, title=title, split=count)

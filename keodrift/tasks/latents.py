@@ -180,13 +180,12 @@ class LatentTask(Task):
         labels, draws = self._real[1], self.judge_draws
         counts = torch.bincount(labels).tolist()
         clouds = self.sample(network, labels.repeat(draws)).split(len(labels))
+        with atomic_path(folder / "samples.npz") as draft:
+            np.savez(draft, generated=clouds[0].cpu().numpy(), labels=labels.cpu().numpy())
         scores, by_class = self._mean_scores((points, labels) for points in clouds)
         result: dict[str, Any] = {**scores, "w2_squared_by_class": by_class}
         floor, _ = self._mean_scores(self._picked(counts, turn=k / draws) for k in range(draws))
-        result |= {f"{name}_floor": value for name, value in floor.items()}
-        with atomic_path(folder / "samples.npz") as draft:
-            np.savez(draft, generated=clouds[0].cpu().numpy(), labels=labels.cpu().numpy())
-        return result
+        return result | {f"{name}_floor": value for name, value in floor.items()}
 
     def draw(self, network: nn.Module, history: Sequence[dict[str, float]], folder: Path) -> None:
         """Draws a training and its samples.
