@@ -215,11 +215,31 @@ def test_features_of_decoded_images_are_compared(tmp_path):
         ({"decoder": lambda z: z, "features": len}, "features: got a function to int"),
         ({"decoder": lambda z: z.long(), "features": len}, "decoder: got a function to torch.int"),
         ({"decoder": lambda z: z, "features": lambda z: z[:, None]}, r"one to \(2, f\)"),
+        ({"decoder": lambda z: z, "features": lambda z: z * torch.nan}, "features: got .* NaN"),
+        ({"decoder": lambda z: z / 0}, "decoder: got a function to NaN or infinite"),
+        ({"decoder": lambda z: {}[0]}, r"decoder: got a function that fails on \(2, 4\) \(KeyErr"),
     ],
 )
 def test_a_wrong_decoder_or_feature_is_told_before_a_training(options, words):
     with pytest.raises(ArgumentError, match=words):
         LatentTask(replace(LATENTS, decode=None), **options)
+
+
+def test_samples_are_kept_before_features_are_judged(tmp_path):
+    def features(images):
+        return images.flatten(1) * (torch.nan if len(images) > 2 else 1)
+
+    task = LatentTask(LATENTS, features=features, judge_samples=9)
+    with pytest.raises(ArgumentError, match="features: got a function to NaN"):
+        task.judge(network(), tmp_path)
+    assert (tmp_path / "samples.npz").is_file()
+
+
+def test_a_decoder_that_ends_the_process_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "leaving.py").write_text("raise SystemExit(3)")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(OptionError, match="^decoder: got 'leaving:f'"):
+        LatentTask(LATENTS, decoder="leaving:f")
 
 
 def test_guidance_is_as_strong_where_halves_repel_each_other():

@@ -223,6 +223,11 @@ class TestFiles:
         for name in ("a.npz", "b.npy"):
             with pytest.raises(RunError, match=f"cannot read .*{name}"):
                 Latents.load(tmp_path / name)
+        with pytest.raises(RunError, match="Python objects"):
+            Latents.load(tmp_path / "b.npy")
+        (tmp_path / "c.npz").write_text("version https://git-lfs.github.com/spec/v1")
+        with pytest.raises(RunError, match="it is no file of NumPy's"):
+            Latents.load(tmp_path / "c.npz")
 
 
 @pytest.mark.parametrize(
