@@ -41,13 +41,7 @@ def check_cloud(name: str, points: Tensor, like: Tensor | None = None) -> Tensor
         raise DtypeError(name, type(points).__name__, "a floating-point torch tensor (…, N, d)")
     if points.dtype not in DTYPES:
         raise DtypeError(name, points.dtype, "float32, float64, float16 or bfloat16")
-    if points.layout != torch.strided:
-        raise DtypeError(name, points.layout, "a dense tensor")
-    if points.is_meta:
-        raise DeviceError(name, "a meta tensor", "points with values")
-    if torch._C._functorch.is_functorch_wrapped_tensor(points):
-        needs = "a plain tensor; batch axes and a field's own gradients need no transform"
-        raise DtypeError(name, "a tensor inside a torch.func transform", needs)
+    check_plain(name, points)
     shape = tuple(points.shape)
     if points.dim() < 2 or points.shape[-1] == 0:
         raise ShapeError(name, f"shape {shape}", "(…, number of points, d) with d ≥ 1")
@@ -67,8 +61,25 @@ def check_cloud(name: str, points: Tensor, like: Tensor | None = None) -> Tensor
     points = points.detach().clone()
     if points.dtype in (torch.float16, torch.bfloat16):
         points = points.float()
-    _check_range(name, points)
+    check_range(name, points)
     return points
+
+
+def check_plain(name: str, tensor: Tensor) -> None:
+    """Checks that a tensor holds its values in the ordinary way.
+
+    Raises:
+        DtypeError: It is sparse, nested, or inside a transform.
+        DeviceError: It is a meta tensor.
+    """
+    if tensor.is_nested or tensor.layout != torch.strided:
+        got = "a nested tensor" if tensor.is_nested else tensor.layout
+        raise DtypeError(name, got, "a dense tensor")
+    if tensor.is_meta:
+        raise DeviceError(name, "a meta tensor", "points with values")
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        needs = "a plain tensor; batch axes and a field's own gradients need no transform"
+        raise DtypeError(name, "a tensor inside a torch.func transform", needs)
 
 
 def check_queries(name: str, points: Tensor, like: Tensor) -> Tensor:
@@ -95,7 +106,12 @@ def check_finite(name: str, points: Tensor) -> None:
         raise NonFiniteError(name, f"{bad} NaN or infinite coordinates", "finite coordinates")
 
 
-def _check_range(name: str, points: Tensor) -> None:
+def check_range(name: str, points: Tensor) -> None:
+    """Checks that coordinates, and squares of their differences, are finite.
+
+    Raises:
+        NonFiniteError: They are not.
+    """
     largest, limit = float(points.abs().max()), torch.finfo(points.dtype).max ** 0.5 / 1024
     if not largest <= limit:  # as a NaN is not
         check_finite(name, points)
@@ -119,6 +135,7 @@ def check_weights(name: str, weights: Tensor | None, points: Tensor) -> Tensor:
         return torch.ones(points.shape[:-1], dtype=torch.float64, device=points.device)
     if not isinstance(weights, Tensor) or weights.dtype.is_complex:
         raise DtypeError(name, type(weights).__name__, "a real tensor, one weight a point")
+    check_plain(name, weights)
     if weights.device != points.device:
         raise DeviceError(name, weights.device, f"the device of x, {points.device}")
     if weights.shape != points.shape[:-1]:
@@ -154,6 +171,7 @@ def check_labels(name: str, labels: Tensor, points: Tensor) -> Tensor:
     if not isinstance(labels, Tensor) or labels.dtype.is_floating_point or labels.dtype.is_complex:
         got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         raise DtypeError(name, got, "an integer tensor, one label a point")
+    check_plain(name, labels)
     if labels.shape != points.shape[:1]:
         raise ShapeError(name, f"shape {tuple(labels.shape)}", f"{tuple(points.shape[:1])}")
     if labels.device != points.device:

@@ -9,6 +9,7 @@ import reference as ref
 import torch
 
 import keodrift as kd
+from keodrift.costs import mahalanobis
 from keodrift.drifts import ClassField, Drift, SoftmaxDrift
 from keodrift.errors import OptionError, ShapeError
 from keodrift.fields import Field, SoftmaxField
@@ -302,3 +303,28 @@ def test_fields_and_parts_of_fields_are_compared_by_identity(cloud):
         kd.OneSidedDrift(1.0).fit(x, x, x_labels=labels, y_labels=labels) for _ in range(2)
     )
     assert one == one and one != other
+
+
+@pytest.mark.parametrize("backend", ["dense", "tiled"])
+@pytest.mark.parametrize("cost", ["euclidean", "pseudo_huber"])
+@pytest.mark.parametrize("tau", [1e-3, 1e-5, 1e-6])
+def test_slopes_at_large_costs_have_weights_of_sum_one(backend, cost, tau):
+    """Twenty equal atoms, C/τ up to 2·10⁸: float32 rounds a logit by more than log 20."""
+    x, y = torch.zeros(1, 2), torch.tensor([[200.0, 0.0]]).repeat(20, 1)
+    v = kd.OneSidedDrift(tau, cost=cost, velocity="gradient", backend=backend)(x, y)
+    slope = 1.0 if cost == "euclidean" else 200 / (1 + 200**2) ** 0.5
+    torch.testing.assert_close(v, torch.tensor([[slope, 0.0]]), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("backend", ["dense", "tiled"])
+@pytest.mark.parametrize("cost", ["cosine", mahalanobis(torch.tensor([[2.0, 0.3], [0.3, 1.0]]))])
+def test_a_field_of_a_lifted_cost_knows_where_no_graph_is_wanted(cloud, backend, cost):
+    x, y = cloud(0, 9, 2), cloud(1, 11, 2)
+    drift = kd.OneSidedDrift(0.5, cost=cost, velocity="gradient", backend=backend)
+    field, z = drift.fit(x, y), cloud(2, 4, 2).requires_grad_()
+    with torch.no_grad():
+        found = [field(z), field(z * 1), field(z[:2])]
+    assert not any(v.requires_grad for v in found)
+    expected = field(z.detach())
+    for v, e in zip(found, (expected, expected, expected[:2]), strict=True):
+        torch.testing.assert_close(v, e)

@@ -10,7 +10,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from keodrift.errors import ArgumentError, NonFiniteError, ShapeError
+from keodrift.errors import ArgumentError, DeviceError, DtypeError, NonFiniteError, ShapeError
 from keodrift.metrics import (
     class_nearest_neighbour_test,
     class_variance_ratio,
@@ -369,3 +369,25 @@ def test_options_of_measures_are_checked():
         wasserstein_squared(x, x, cap=2.5)
     with pytest.raises(ArgumentError, match="^bandwidth"):
         mmd_squared(x, x, 1e-170)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "said"),
+    [
+        (lambda x: mmd_squared(x, x, 1e200), ArgumentError, "^bandwidth: got 1e[+]200"),
+        (lambda x: mmd_squared(x, x, "a"), ArgumentError, "^bandwidth: got 'a'"),
+        (lambda x: mode_coverage(x, x, "a"), ArgumentError, "^radius: got 'a'"),
+        (lambda x: nearest_neighbour_test(x, x, cap="a"), ArgumentError, "^cap: got 'a'"),
+        (lambda x: nearest_neighbour_test(x, x, generator=3), ArgumentError, "^generator: got int"),
+        (lambda x: energy_distance(x.to_sparse(), x), DtypeError, "^x: got torch.sparse_coo"),
+        (lambda x: energy_distance(x, x.to("meta")), DeviceError, "^y: got a meta tensor"),
+        (
+            lambda x: energy_distance(1e200 * x.double(), x),
+            NonFiniteError,
+            "^x: got coordinates up",
+        ),
+    ],
+)
+def test_what_no_measure_can_answer_is_refused_by_name(call, error, said):
+    with pytest.raises(error, match=said):
+        call(torch.randn(6, 2, generator=torch.Generator().manual_seed(0)))

@@ -247,3 +247,16 @@ def test_a_critic_with_dropout_is_a_function(cloud):
 def test_a_seed_is_checked_when_it_is_given(seed):
     with pytest.raises(OptionError, match="^seed"):
         kd.CriticDrift(seed=seed)
+
+
+@pytest.mark.parametrize(("divergence", "which"), [("kl", "y"), ("reverse_kl", "x")])
+def test_a_point_without_weight_may_be_anywhere(cloud, divergence, which):
+    clouds = {"x": cloud(0, 12, 2), "y": cloud(1, 14, 2)}
+    drift = kd.CriticDrift(divergence, steps=3)
+    expected = drift(**clouds)
+    far = torch.full((1, 2), -1e3)
+    padded = clouds | {which: torch.cat([clouds[which], far])}
+    weights = torch.ones(len(padded[which]))
+    weights[-1] = 0
+    found = drift(**padded, **{f"{which}_weights": weights})
+    torch.testing.assert_close(found[:12], expected)

@@ -215,6 +215,8 @@ class CriticDrift(CarriedDrift):
     ) -> Tensor:
         """Some steps up the dual objective; its value at the last of them."""
         network.train().requires_grad_()
+        # A point without weight may be anywhere; the dual there is infinite, and 0·∞ no number.
+        (x, a), (y, b) = ((z[w > 0], w[w > 0]) for z, w in ((x, a), (y, b)))
         slope, conjugate = DUALS[self.divergence]
         points, weights = torch.cat([x, y]), torch.cat([a, b]) / 2
         points.requires_grad_(self.penalty == "gradient")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from keodrift.checks import check_finite, check_labels, check_positive
+from keodrift.checks import check_labels, check_plain, check_positive, check_range
 from keodrift.errors import ArgumentError, DtypeError, ShapeError
 
 Metric = Callable[[Tensor, Tensor], float]
@@ -19,12 +19,13 @@ def check_pair(x: Tensor, y: Tensor, name: str, least: int = 1) -> None:
         if not isinstance(points, Tensor) or points.dtype.is_complex:
             got = getattr(points, "dtype", type(points).__name__)
             raise DtypeError(which, got, "a tensor of real numbers")
+        check_plain(which, points)
     if x.ndim != 2 or len(x) < least:
         raise ShapeError("x", tuple(x.shape), f"a shape (N, d) with N ≥ {least}")
     if y.ndim != 2 or len(y) < least or y.shape[1] != x.shape[1]:
         raise ShapeError(name, tuple(y.shape), f"a shape (M, {x.shape[1]}) with M ≥ {least}")
-    check_finite("x", x)
-    check_finite(name, y)
+    for which, points in (("x", x), (name, y)):
+        check_range(which, points.double())
 
 
 def subsample(points: Tensor, cap: int, generator: torch.Generator | None = None) -> Tensor:
@@ -43,6 +44,8 @@ def subsample(points: Tensor, cap: int, generator: torch.Generator | None = None
         torch.Size([4, 2])
     """
     check_positive("cap", cap, integer=True)
+    if not isinstance(generator, torch.Generator | None):
+        raise ArgumentError("generator", type(generator).__name__, "a torch.Generator, or None")
     if len(points) <= cap:
         return points
     if generator is None:

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from keodrift.checks import check_positive
 from keodrift.costs import euclidean
 from keodrift.errors import ArgumentError, RunError
 from keodrift.metrics.clouds import by_class, check_pair, subsample
@@ -177,7 +178,8 @@ def mmd_squared(
     """
     check_pair(x, y, "y")
     bandwidth = median_distance(x, y) if bandwidth is None else bandwidth
-    if not (bandwidth > 0 and 0 < bandwidth**2 < math.inf):
+    check_positive("bandwidth", bandwidth)
+    if not (bandwidth > 0 and 0 < bandwidth * bandwidth < math.inf):
         raise ArgumentError("bandwidth", bandwidth, "a positive length, its square as well")
     x, y = x.detach().double(), y.detach().double()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from keodrift.errors import ArgumentError
+from keodrift.checks import check_positive
 from keodrift.metrics.clouds import check_pair
 from keodrift.reductions import nearest
 
@@ -61,8 +61,7 @@ def mode_coverage(x: Tensor, modes: Tensor, radius: float) -> ModeCoverage:
         tensor([0.2500, 0.5000])
     """
     check_pair(x, modes, "modes")
-    if not radius > 0:
-        raise ArgumentError("radius", radius, "a positive distance")
+    check_positive("radius", radius)
     distance, mode = nearest(x.detach().double(), modes.to(x.device).double())
     counts = torch.bincount(mode[distance <= radius], minlength=len(modes))
     masses = counts.to(torch.float32) / len(x)

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from keodrift.checks import check_positive
 from keodrift.errors import ArgumentError
 from keodrift.metrics.clouds import by_class, check_pair, subsample
 from keodrift.reductions import nearest
@@ -90,6 +91,7 @@ def nearest_neighbour_test(
         (1.0, 0.0)
     """
     check_pair(x, y, "y", least=2)
+    check_positive("cap", cap, integer=True)
     if cap < 2:
         raise ArgumentError("cap", cap, "at least two points")
     size = min(len(x), len(y), cap)

@@ -111,6 +111,16 @@ def coupling_weights(logits: Tensor, own: tuple[Tensor, Tensor] | None, rows: sl
     return logits.clamp(max=0).exp()
 
 
+def log_sum(logits: Tensor) -> Tensor:
+    """Log of the sum of exponentials along rows, ``(…, N)`` float64, with its slope.
+
+    The largest logit is taken off first: rounded together with it, where it is large, the sum would
+    give slopes whose weights do not sum to 1.
+    """
+    top = logits.detach().amax(-1, keepdim=True).clamp_(min=lowest(logits))
+    return torch.logsumexp(logits - top, -1).double() + top[..., 0].double()
+
+
 def lowest(like: Tensor) -> float:
     """A number below every logit, of which differences stay finite."""
     return torch.finfo(like.dtype).min / 4

@@ -117,9 +117,10 @@ class Frame:
         lift, x = self.cost.lift, self.x_own
         if lift is None or x is None:
             return slopes
-        graph = x.requires_grad
+        # A view that was made without a graph still says that it needs one.
+        graph = x.requires_grad and torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad():
-            x = x if graph else x.clone().requires_grad_()
+            x = x if graph else x.detach().clone().requires_grad_()
             (found,) = torch.autograd.grad(lift(x), x, slopes.clone(), create_graph=graph)
         return found
 

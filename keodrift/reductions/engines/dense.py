@@ -13,6 +13,7 @@ from keodrift.reductions.blocks import (
     coupling_weights,
     exclude_self,
     exponentials_,
+    log_sum,
     lowest,
     raise_to,
     row_blocks,
@@ -99,7 +100,7 @@ class DenseKernel(PairKernel):
 
     def _stable_log_sum(self, bias: Tensor) -> Tensor:
         if self.block.requires_grad:
-            return torch.logsumexp(bias[:, None, :] - self.block, -1).double()
+            return log_sum(bias[:, None, :] - self.block)
         mass = bias.new_empty(self.block.shape[:-1], dtype=torch.float64)
         for rows, weights, top in self._softmax_weights(bias):
             found = top.double() + weights.sum(-1).log_().double()

@@ -14,6 +14,7 @@ from keodrift.reductions.blocks import (
     coupling_weights,
     exclude_self,
     exponentials_,
+    log_sum,
     lowest,
     raise_to,
     weighted_sums,
@@ -44,7 +45,7 @@ class TiledKernel(PairKernel):
 
     def _stable_log_sum(self, bias: Tensor) -> Tensor:
         if self.frame.x.requires_grad:
-            return self._by_rows(lambda logits, _: torch.logsumexp(logits, -1).double(), bias, -1)
+            return self._by_rows(lambda logits, _: log_sum(logits), bias, -1)
         # One array for all blocks: many small results between the freed tiles would pin the heap.
         out = bias.new_empty(self.frame.x.shape[:2], dtype=torch.float64)
         for rows, top, mass, _ in self._stream(bias, None):
