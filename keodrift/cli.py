@@ -114,8 +114,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         was interrupted.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if "" not in sys.path:  # modules of the working folder, for decoders and drifts of one's own
-        sys.path.append("")
 
     def run() -> None:
         if arguments == ["--version"]:
@@ -127,4 +125,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             COMMANDS[arguments[0]](arguments[1:])
 
-    return exit_status("keodrift", run)
+    # Modules of the working folder are found, for decoders and drifts of one's own.
+    here = [] if "" in sys.path else [""]
+    sys.path += here
+    try:
+        return exit_status("keodrift", run)
+    finally:
+        for path in here:
+            sys.path.remove(path)

@@ -307,6 +307,17 @@ def test_a_schedule_made_for_some_steps_is_not_stretched(tmp_path, capsys):
     assert "scheduler.T_max (2, now 4)" in capsys.readouterr().err
 
 
+def test_functions_of_the_working_folder_are_found(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "of_the_folder.py").write_text("def decode(z):\n    return z[:, None] / 0\n")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    before = list(sys.path)
+    command = ["train", "task=latents", f"output={tmp_path}/r", "progress=false"]
+    assert main([*command, "task.decoder=of_the_folder:decode"]) == 2
+    assert "decoder: got a function to NaN or infinite" in capsys.readouterr().err
+    assert sys.path == before
+
+
 def test_a_folder_may_hold_any_sign(tmp_path):
     folder = tmp_path / "seed=1, naïve (x)"
     assert main(["train", *SMALL, "steps=1", f"output={folder}"]) == 0
