@@ -179,13 +179,11 @@ def compose_run(overrides: Sequence[str]) -> Any:
     parsed = _parse(overrides)
     if not any(one.key_or_group == "resume" and one.value() is True for one in parsed):
         return compose("train", overrides)
-    others = [one for one in parsed if not (one.is_delete() and _root(one))]
-    try:
-        config = compose("train", [str(one.input_line) for one in others])
-    except OptionError:  # of keys that the run's groups have, and the default ones have not
-        chosen = {None, *(one.key_or_group for one in parsed)}
-        others = [one for one in others if _root(one) in chosen]
-        config = compose("train", [str(one.input_line) for one in others])
+    # What lies in a group is told to the run's own, unless that or all of them are chosen anew.
+    chosen = {None, *(one.key_or_group for one in parsed)}
+    inside = [one for one in parsed if "experiment" not in chosen and _root(one) not in chosen]
+    others = [one for one in parsed if one not in inside]
+    config = compose("train", [str(one.input_line) for one in others])
     resumed = _saved(Path(config.output))
     for name in (one.get_key_element().lstrip("+~") for one in others):
         told = OmegaConf.select(config, name, default=MISSING)
@@ -193,7 +191,7 @@ def compose_run(overrides: Sequence[str]) -> Any:
             return config  # an experiment, which is no key but the setting as a whole
         OmegaConf.update(resumed, name, told, merge=False, force_add=True)
     OmegaConf.set_struct(resumed, False)
-    for one in (one for one in parsed if one not in others):  # told to the run's own groups
+    for one in inside:
         group, _, name = one.key_or_group.rpartition(".")
         node = OmegaConf.select(resumed, group)
         if not isinstance(node, DictConfig):

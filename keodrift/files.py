@@ -51,14 +51,14 @@ def reading(path: str | Path) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or type(error).__name__
         said = str(error).lower()
         if isinstance(error, ValueError) and ("pickle" in said or "python objects" in said):
-            reason = "it holds Python objects, such as strings of dtype object"
-            if not _of_numpy(path):
-                reason = "it is no file of NumPy's"
+            objects = "it holds Python objects, such as strings of dtype object"
+            reason = objects if _of_numpy(path) else "it is no file of NumPy's"
         needs = "put back an intact one, or move it away and run again"
         raise RunError(f"cannot read {path} ({reason}): {needs}.") from error
 
 
 def _of_numpy(path: str | Path) -> bool:
+    """Whether a file begins as an .npy or .npz does; NumPy takes any other for a pickle."""
     with open(path, "rb") as file:
         return file.read(6).startswith((b"\x93NUMPY", b"PK"))
 

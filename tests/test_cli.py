@@ -354,6 +354,15 @@ def test_what_no_step_could_be_made_with_is_told_before_it(tmp_path, capsys, arg
     assert not (tmp_path / "r").exists()
 
 
+def test_a_training_does_not_depend_on_the_default_dtype(tmp_path):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert main(["train", *SMALL, "steps=1", f"output={tmp_path}/r"]) == 0
+    finally:
+        torch.set_default_dtype(before)
+
+
 def test_a_sweep_tells_a_mistake_of_its_last_run_before_the_first(tmp_path, capsys):
     command = ["train", "-m", *SMALL, "steps=1", f"output={tmp_path}/r", "drift.tau=0.1,-1"]
     assert main(command) == 2

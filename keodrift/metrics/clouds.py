@@ -37,7 +37,7 @@ def subsample(points: Tensor, cap: int, generator: torch.Generator | None = None
         generator: Decides which; a fixed one if None, so that equal calls agree.
 
     Raises:
-        ArgumentError: ``cap`` is no positive integer.
+        ArgumentError: ``cap`` is no positive integer, or ``generator`` no generator.
 
     Example:
         >>> subsample(torch.zeros(10, 2), 4).shape

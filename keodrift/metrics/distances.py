@@ -179,7 +179,7 @@ def mmd_squared(
     check_pair(x, y, "y")
     bandwidth = median_distance(x, y) if bandwidth is None else bandwidth
     check_positive("bandwidth", bandwidth)
-    if not (bandwidth > 0 and 0 < bandwidth * bandwidth < math.inf):
+    if not 0 < bandwidth * bandwidth < math.inf:
         raise ArgumentError("bandwidth", bandwidth, "a positive length, its square as well")
     x, y = x.detach().double(), y.detach().double()
 
